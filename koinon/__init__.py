@@ -1,0 +1,88 @@
+"""koinon: typed federated computation, compiled to one XLA program per round.
+
+>>> import jax.numpy as jnp, koinon as ko
+>>> @ko.jax_computation(jnp.float32)
+... def to_fahrenheit(celsius):
+...     return celsius * 1.8 + 32.0
+>>> @ko.federated_computation(ko.types.at_clients(jnp.float32))
+... def mean_temperature(readings):
+...     return ko.federated_mean(ko.federated_map(to_fahrenheit, readings))
+>>> str(mean_temperature.type_signature)
+'({float32}@CLIENTS -> float32@SERVER)'
+>>> round(float(mean_temperature([20.0, 21.0, 22.0])), 4)
+69.8
+"""
+
+from koinon import backends, compiler, types
+from koinon.computation import (
+    Batch,
+    Cohort,
+    Computation,
+    federated_aggregate,
+    federated_broadcast,
+    federated_collect,
+    federated_computation,
+    federated_eval,
+    federated_map,
+    federated_max,
+    federated_mean,
+    federated_min,
+    federated_secure_modular_sum,
+    federated_secure_select,
+    federated_secure_sum,
+    federated_secure_sum_bitwidth,
+    federated_select,
+    federated_split_key,
+    federated_sum,
+    federated_value,
+    federated_zip,
+    jax_computation,
+    PackedSequences,
+    PolymorphicComputation,
+    Sequence,
+    sequence_map,
+    sequence_reduce,
+    sequence_sum,
+    Value,
+)
+from koinon.types import CLIENTS, SERVER, to_type
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIENTS",
+    "SERVER",
+    "Batch",
+    "Cohort",
+    "Computation",
+    "PackedSequences",
+    "PolymorphicComputation",
+    "Sequence",
+    "Value",
+    "backends",
+    "compiler",
+    "federated_aggregate",
+    "federated_broadcast",
+    "federated_collect",
+    "federated_computation",
+    "federated_eval",
+    "federated_map",
+    "federated_max",
+    "federated_mean",
+    "federated_min",
+    "federated_secure_modular_sum",
+    "federated_secure_select",
+    "federated_secure_sum",
+    "federated_secure_sum_bitwidth",
+    "federated_select",
+    "federated_split_key",
+    "federated_sum",
+    "federated_value",
+    "federated_zip",
+    "jax_computation",
+    "sequence_map",
+    "sequence_reduce",
+    "sequence_sum",
+    "to_type",
+    "types",
+]

@@ -1,0 +1,235 @@
+"""Aggregations as folds over the clients: how each starts, takes a client's value, and ends."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from koinon.compiler import Step
+from koinon.computation._evaluate import operand_types, tensor_types
+from koinon.computation._flat import flatten, unflatten
+from koinon.types import FederatedType, Type
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+    """An aggregation as a fold.
+
+    Attributes:
+      zero: the empty accumulator, a list of arrays.
+      add: the accumulator with the operands of one client.
+      finish: the result, in koinon's own form, and a dictionary of error flags, from the accumulator.
+    """
+
+    zero: list[Any]
+    add: Callable[[list[Any], Any], list[Any]]
+    finish: Callable[[list[Any]], tuple[Any, dict[str, Any]]]
+
+
+def fold_of(step: Step, constants: Any) -> Fold:
+    """The fold of an aggregation step.
+
+    Args:
+      step: the step.
+      constants: its operands that are not at the clients, resolved; None in the place of clients' values.
+    """
+    match step.operator:
+        case "federated_sum":
+            return _sum(step)
+        case "federated_mean" | "federated_weighted_mean":
+            return _mean(step)
+        case "federated_min":
+            return _extremum(step, jnp.minimum, _greatest)
+        case "federated_max":
+            return _extremum(step, jnp.maximum, _least)
+        case "federated_aggregate":
+            return _aggregate(step, constants)
+        case "federated_secure_sum" | "federated_secure_sum_bitwidth":
+            return _secure_sum(step, constants)
+        case "federated_secure_modular_sum":
+            return _secure_modular_sum(step, constants)
+        case _:
+            raise ValueError(f"{step.operator} is no fold")
+
+
+def _member(type_: Type) -> Type:
+    return type_.member if isinstance(type_, FederatedType) else type_
+
+
+def _sum(step: Step) -> Fold:
+    member = _member(step.node.type.result)
+    return Fold(
+        zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in tensor_types(member)],
+        add=lambda total, value: [a + b for a, b in zip(total, flatten(member, value), strict=True)],
+        finish=lambda total: (unflatten(member, total), {}),
+    )
+
+
+def _mean(step: Step) -> Fold:
+    member = _member(step.node.type.result)
+    leaves = tensor_types(member)
+    # Sums of many small numbers lose too much in half precision.
+    wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
+    weighted = step.operator == "federated_weighted_mean"
+
+    def add(state: list[Any], operands: Any) -> list[Any]:
+        value, weight = operands if weighted else (operands, jnp.float32(1.0))
+        rows = flatten(member, value)
+        half = len(leaves)
+        totals = [
+            total + row.astype(dtype) * weight.astype(dtype)
+            for total, row, dtype in zip(state[:half], rows, wide, strict=True)
+        ]
+        return totals + [total + weight.astype(dtype) for total, dtype in zip(state[half:], wide, strict=True)]
+
+    def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
+        half = len(leaves)
+        means = [
+            (total / weight).astype(leaf.dtype)
+            for total, weight, leaf in zip(state[:half], state[half:], leaves, strict=True)
+        ]
+        return unflatten(member, means), {}
+
+    zero = [jnp.zeros(leaf.shape, dtype) for leaf, dtype in zip(leaves, wide, strict=True)]
+    return Fold(zero + [jnp.zeros((), dtype) for dtype in wide], add, finish)
+
+
+def _extremum(step: Step, op: Callable[[Any, Any], Any], start: Callable[[Any], Any]) -> Fold:
+    member = _member(step.node.type.result)
+    return Fold(
+        zero=[jnp.full(leaf.shape, start(leaf.dtype), leaf.dtype) for leaf in tensor_types(member)],
+        add=lambda best, value: [op(a, b) for a, b in zip(best, flatten(member, value), strict=True)],
+        finish=lambda best: (unflatten(member, best), {}),
+    )
+
+
+def _greatest(dtype: Any) -> Any:
+    return jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).max
+
+
+def _least(dtype: Any) -> Any:
+    return jnp.iinfo(dtype).min if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).min
+
+
+def _aggregate(step: Step, constants: Any) -> Fold:
+    _, zero, accumulate, _, report = constants
+    _, _, accumulate_type, _, _ = operand_types(step.node)  # pyright: ignore[reportArgumentType]
+    accumulator = accumulate_type.parameter[0]  # pyright: ignore[reportAttributeAccessIssue]
+    leaves = tensor_types(accumulator)
+    start = [jnp.asarray(x, leaf.dtype) for x, leaf in zip(flatten(accumulator, zero), leaves, strict=True)]
+    return Fold(
+        zero=start,
+        add=lambda state, operands: flatten(accumulator, accumulate((unflatten(accumulator, state), operands[0]))),
+        finish=lambda state: (report(unflatten(accumulator, state)), {}),
+    )
+
+
+# A total is held in digits of sixteen bits, of which the last takes all that is left: exact for 2^15 clients and any
+# integer of up to 64 bits, and wide enough to see that a dtype of 32 bits is too small.
+_DIGIT = 16
+
+
+def _to_digits(value: Any) -> list[Any]:
+    bits = jnp.iinfo(value.dtype).bits
+    if bits < 32:
+        value = value.astype(jnp.int32)
+        bits = 32
+    digits = []
+    for _ in range(bits // _DIGIT - 1):
+        digits.append((value & 0xFFFF).astype(jnp.int32))
+        value = value >> _DIGIT
+    return [*digits, value.astype(jnp.int32)]
+
+
+def _carry(digits: list[Any]) -> list[Any]:
+    carried, carry = [], jnp.zeros_like(digits[0])
+    for digit in digits[:-1]:
+        digit = digit + carry
+        carried.append(digit & 0xFFFF)
+        carry = digit >> _DIGIT
+    return [*carried, digits[-1] + carry]
+
+
+def _from_digits(digits: list[Any], dtype: Any) -> tuple[Any, Any]:
+    """The integer, and whether its dtype holds it."""
+    bits = max(32, jnp.iinfo(dtype).bits)
+    wide = jnp.dtype(f"{'u' if jnp.issubdtype(dtype, jnp.unsignedinteger) else ''}int{bits}")
+    value = digits[-1].astype(wide)
+    for digit in reversed(digits[:-1]):
+        value = (value << _DIGIT) | digit.astype(wide)
+    top = digits[-1]
+    fits = (top >> _DIGIT == 0) if jnp.issubdtype(wide, jnp.unsignedinteger) else (top == (top << 16) >> 16)
+    limits = jnp.iinfo(dtype)
+    narrow = (value >= limits.min) & (value <= limits.max)
+    return value.astype(dtype), jnp.all(fits & narrow)
+
+
+def _bounds(step: Step, constants: Any) -> list[Any]:
+    value_type, bound_type = operand_types(step.node)  # pyright: ignore[reportArgumentType]
+    leaves = tensor_types(_member(value_type))
+    bounds = flatten(bound_type, constants[1])
+    return [bounds[min(i, len(bounds) - 1)] for i in range(len(leaves))]
+
+
+def _secure_sum(step: Step, constants: Any) -> Fold:
+    member = _member(step.node.type.result)
+    leaves = tensor_types(member)
+    bounds = _bounds(step, constants)
+    if step.operator.endswith("bitwidth"):
+        bounds = [
+            jnp.where(
+                bits >= jnp.iinfo(leaf.dtype).bits - 1,
+                jnp.iinfo(leaf.dtype).max,
+                (jnp.ones((), leaf.dtype) << jnp.minimum(bits, jnp.iinfo(leaf.dtype).bits - 2).astype(leaf.dtype)) - 1,
+            )
+            for bits, leaf in zip(bounds, leaves, strict=True)
+        ]
+    widths = [len(_to_digits(jnp.zeros((), leaf.dtype))) for leaf in leaves]
+
+    def add(state: list[Any], operands: Any) -> list[Any]:
+        rows = flatten(member, operands[0])
+        bad, position = state[0], 1
+        result: list[Any] = []
+        for row, bound, width in zip(rows, bounds, widths, strict=True):
+            bad = bad | jnp.any((row < 0) | (row > bound.astype(row.dtype)))
+            digits = [a + b for a, b in zip(state[position : position + width], _to_digits(row), strict=True)]
+            result.extend(_carry(digits))
+            position += width
+        return [bad, *result]
+
+    def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
+        position, totals, fits = 1, [], jnp.asarray(True)
+        for leaf, width in zip(leaves, widths, strict=True):
+            total, ok = _from_digits(state[position : position + width], leaf.dtype)
+            totals.append(total)
+            fits = fits & ok
+            position += width
+        return unflatten(member, totals), {"input": state[0], "total": ~fits}
+
+    zero: list[Any] = [jnp.asarray(False)]
+    for leaf, width in zip(leaves, widths, strict=True):
+        zero.extend([jnp.zeros(leaf.shape, jnp.int32) for _ in range(width)])
+    return Fold(zero, add, finish)
+
+
+def _secure_modular_sum(step: Step, constants: Any) -> Fold:
+    member = _member(step.node.type.result)
+    leaves = tensor_types(member)
+    moduli = _bounds(step, constants)
+
+    def add_modulo(total: Any, row: Any, modulus: Any) -> Any:
+        modulus = modulus.astype(row.dtype)
+        row = jnp.mod(row, modulus)
+        # `total + row - modulus` where that is not negative; no intermediate value leaves the dtype.
+        return jnp.where(total >= modulus - row, total - (modulus - row), total + row)
+
+    return Fold(
+        zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves],
+        add=lambda state, operands: [
+            add_modulo(a, b, m) for a, b, m in zip(state, flatten(member, operands[0]), moduli, strict=True)
+        ],
+        finish=lambda state: (unflatten(member, state), {}),
+    )

@@ -1,0 +1,186 @@
+"""Arguments on their way into a compiled program, and results on their way out.
+
+For each part of a parameter there is a feeder, made once: it takes what a user gives to flat arrays. The fast way is a
+structure of arrays that has exactly the declared type; all else, and every error, goes the slow and careful way. The
+work in Python does not grow with the number of clients of a cohort.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from koinon.backends._results import result_to_user
+from koinon.computation import Cohort
+from koinon.computation._flat import flatten, leaf_types, to_user, unflatten
+from koinon.computation._transfer import check_cohort, clients_values, columns, local_value
+from koinon.types import FederatedType, SequenceType, StructType, TensorType, Type, from_container
+
+_signature = operator.attrgetter("dtype", "shape")
+
+
+class Layout:
+    """How a value of a type lies in its containers, as JAX flattens them.
+
+    Attributes:
+      treedef: the structure, or None where JAX does not know a container or the type has sequences.
+      order: for each leaf of the type, its place among JAX's leaves.
+    """
+
+    def __init__(self, type_: Type) -> None:
+        self.leaf_types = leaf_types(type_)
+        self.treedef: Any = None
+        if not _made_of_tensors(type_):
+            return
+        numbers = list(range(len(self.leaf_types)))
+        leaves, treedef = jax.tree.flatten(to_user(type_, unflatten(type_, numbers)))
+        if sorted(leaf for leaf in leaves if isinstance(leaf, int)) != numbers or len(leaves) != len(numbers):
+            return
+        self.treedef = treedef
+        self.order = [leaves.index(i) for i in numbers]
+        by_place = [self.leaf_types[i] for i in leaves]
+        self.signatures = [(leaf.dtype, leaf.shape) for leaf in by_place]
+        self.in_order = self.order == numbers
+
+    def take(self, value: Any) -> list[Any] | None:
+        """The leaves of a value that has exactly the declared type, in the order of the type; else None."""
+        leaves, treedef = jax.tree.flatten(value)
+        if treedef != self.treedef:
+            return None
+        try:
+            if list(map(_signature, leaves)) != self.signatures:
+                return None
+        except AttributeError:
+            return None
+        return leaves if self.in_order else [leaves[i] for i in self.order]
+
+    def give(self, leaves: list[Any]) -> Any:
+        """The value in its containers from its leaves in the order of the type."""
+        if not self.in_order:
+            ordered = [None] * len(leaves)
+            for place, leaf in zip(self.order, leaves, strict=True):
+                ordered[place] = leaf
+            leaves = ordered
+        return self.treedef.unflatten(leaves)
+
+
+def _made_of_tensors(type_: Type) -> bool:
+    if isinstance(type_, StructType):
+        return all(_made_of_tensors(field) for _, field in type_.items())
+    return isinstance(type_, TensorType)
+
+
+class ServerFeeder:
+    """Feeds a value that is not placed, or is the same everywhere."""
+
+    def __init__(self, type_: Type, path: str) -> None:
+        self.type = type_
+        self.member = type_.member if isinstance(type_, FederatedType) else type_
+        self.path = path
+        self.layout = Layout(self.member)
+
+    def feed(self, value: Any) -> list[Any]:
+        """The flat leaves of a value."""
+        if self.layout.treedef is not None:
+            leaves = self.layout.take(value)
+            if leaves is not None:
+                return leaves
+        return flatten(self.member, local_value(self.member, value, self.path))
+
+
+class ClientsFeeder:
+    """Feeds the values of the clients: stacked, or packed back to back where they are sequences."""
+
+    def __init__(self, type_: FederatedType, path: str) -> None:
+        self.type = type_
+        self.path = path
+        self._known_element: Type | None = None
+
+    def count(self, value: Any) -> int:
+        """The number of clients of an argument."""
+        if not isinstance(value, Cohort):
+            value = clients_values(self.type, value, self.path)
+        return len(value)
+
+    def feed(self, value: Any, capacity: int) -> list[Any]:
+        """The leaves of the clients' values, with room for `capacity` clients."""
+        if isinstance(value, Cohort):
+            if value.packed.element_type is not self._known_element:
+                check_cohort(self.type, value, self.path)
+                self._known_element = value.packed.element_type
+            room = (0, capacity - len(value))
+            return [(value.packed.device_buffers, np.pad(value.offsets, room), np.pad(value.lengths, room))]
+        leaves: list[Any] = []
+        _stack(self.type.member, list(value), self.path, capacity, leaves)
+        return leaves
+
+
+def _stack(type_: Type, values: list[Any], path: str, capacity: int, leaves: list[Any]) -> None:
+    """Appends the stacked leaves of values of one type, in the order of the type."""
+    if isinstance(type_, SequenceType):
+        leaves.append(_pack(type_, values, path, capacity))
+    elif isinstance(type_, StructType) and not _made_of_tensors(type_):
+        rows = [from_container(type_, value) for value in values]
+        for i, (name, field) in enumerate(type_.items()):
+            field_path = f"{path}.{name}" if name is not None else f"{path}[{i}]"
+            _stack(field, [row[i] for row in rows], field_path, capacity, leaves)
+    else:
+        layout = Layout(type_)
+        rows = []
+        for i, value in enumerate(values):
+            taken = layout.take(value) if layout.treedef is not None else None
+            rows.append(taken if taken is not None else flatten(type_, local_value(type_, value, f"{path}[{i}]")))
+        for i, leaf in enumerate(leaf_types(type_)):
+            leaves.append(_stack_leaf(leaf, [row[i] for row in rows], capacity))
+
+
+def _stack_leaf(type_: TensorType, rows: list[Any], capacity: int) -> Any:
+    shape = tuple([dim or 0 for dim in type_.shape or ()])
+    if jax.dtypes.issubdtype(type_.dtype, jax.dtypes.extended):
+        padding = rows[:1] * (capacity - len(rows))
+        return jnp.stack(rows + padding) if rows else jnp.empty((capacity, *shape), type_.dtype)
+    stacked = np.zeros((capacity, *(rows[0].shape if rows else shape)), type_.dtype)
+    for i, row in enumerate(rows):
+        stacked[i] = row
+    return stacked
+
+
+def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int) -> Any:
+    packed = [columns(type_, value, f"{path}[{i}]") for i, value in enumerate(values)]
+    counts = [count for _, count in packed]
+    lengths = np.zeros(capacity, np.int32)
+    lengths[: len(counts)] = counts
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)[:-1]])
+    rows = bucket(sum(counts))
+    buffers = []
+    for i, leaf in enumerate(leaf_types(type_.element)):
+        pieces = [piece[i] for piece, count in packed if count]
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+            padding = [pieces[0][:1]] * (rows - sum(counts)) if pieces else []
+            empty = jnp.empty((rows, *(leaf.shape or ())), leaf.dtype)
+            buffers.append(jnp.concatenate(pieces + padding) if pieces else empty)
+            continue
+        shape = pieces[0].shape[1:] if pieces else tuple([dim or 0 for dim in leaf.shape or ()])
+        buffer = np.zeros((rows, *shape), leaf.dtype)
+        if pieces:
+            np.concatenate(pieces, out=buffer[: sum(counts)])
+        buffers.append(buffer)
+    return tuple(buffers), offsets, lengths
+
+
+def bucket(count: int) -> int:
+    """The room for a number of things: the next power of two, so that few sizes are ever compiled."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def result_builder(type_: Type) -> Callable[[list[Any]], Any]:
+    """What turns the flat leaves of a result that is not placed, or is the server's, into what a user sees."""
+    layout = Layout(type_)
+    if layout.treedef is not None:
+        return layout.give
+    return lambda leaves: result_to_user(type_, unflatten(type_, leaves))

@@ -1,0 +1,234 @@
+"""A computation as a plan: the steps of the server, of the clients, and the aggregations between them, in phases.
+
+    Plan = [server | broadcast -> clients -> aggregate]*, server
+
+A computation becomes a plan by evaluating it with operators that record themselves: calls, blocks, structs and
+selections vanish, and what is left is a list of steps on placed values. The phase of a step is the number of
+aggregations on the longest way to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from koinon._errors import NotCompilableError
+from koinon.computation import INTRINSICS, Computation
+from koinon.computation import _ir as ir
+from koinon.computation._evaluate import Closure, Evaluator, Handler, LocalFunction, OperatorFunction
+from koinon.types import (
+    CLIENTS,
+    SERVER,
+    FederatedType,
+    FunctionType,
+    PlacementLiteral,
+    StructType,
+    Type,
+    contains_federated_types,
+)
+
+AGGREGATIONS = frozenset(
+    [
+        "federated_sum",
+        "federated_mean",
+        "federated_weighted_mean",
+        "federated_min",
+        "federated_max",
+        "federated_aggregate",
+        "federated_collect",
+        "federated_secure_sum",
+        "federated_secure_sum_bitwidth",
+        "federated_secure_modular_sum",
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlanValue:
+    """A value that a step makes, or a part of the argument.
+
+    Attributes:
+      index: its number in the plan.
+      type: its type; a value that is not placed counts as the server's.
+      phase: the number of aggregations on the longest way to it.
+    """
+
+    index: int
+    type: Type
+    phase: int
+
+    @property
+    def placement(self) -> PlacementLiteral:
+        """Where the value is."""
+        return self.type.placement if isinstance(self.type, FederatedType) else SERVER
+
+    @property
+    def member(self) -> Type:
+        """The type without its placement."""
+        return self.type.member if isinstance(self.type, FederatedType) else self.type
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One operation of a plan.
+
+    Attributes:
+      operator: the name of the operator; `local` for a program of JAX at the server.
+      node: the operator with its type, or the program.
+      operands: its operands: plan values, constants and functions, structs as tuples.
+      output: the value that it makes, or a tuple of them.
+      phase: the phase in which it runs.
+      placement: where it runs; aggregations run between the clients and the server, and count as the clients'.
+    """
+
+    operator: str
+    node: ir.Intrinsic | ir.Local
+    operands: Any
+    output: Any
+    phase: int
+    placement: PlacementLiteral
+    made_in: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One exchange between the server and the clients.
+
+    Attributes:
+      server: what the server does first.
+      clients: what every client does, with broadcasts among its operands.
+      aggregations: how the clients' values come to the server.
+    """
+
+    server: tuple[Step, ...]
+    clients: tuple[Step, ...]
+    aggregations: tuple[Step, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a computation does, in phases; the last phase has no clients' part, unless a result stays at the clients.
+
+    Attributes:
+      name: the name of the computation.
+      type: its type.
+      parameter: the plan values of the argument, in the structure of the parameter.
+      phases: the phases in order.
+      result: the plan values and constants of the result, in its structure.
+    """
+
+    name: str
+    type: FunctionType
+    parameter: Any
+    phases: tuple[Phase, ...]
+    result: Any
+
+    def steps(self) -> Iterator[Step]:
+        """All steps, in an order in which they can run."""
+        for phase in self.phases:
+            yield from phase.server
+            yield from phase.clients
+            yield from phase.aggregations
+
+
+def plan(computation: Computation) -> Plan:
+    """The plan of a computation.
+
+    Raises:
+      NotCompilableError: where the computation takes or returns functions, or branches on placed values in a way that
+        no plan can express; the message names the expression.
+    """
+    return _Recorder().record(computation)
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.count = 0
+        handlers: Mapping[str, Handler] = {name: self._operator for name in INTRINSICS}
+        self.evaluator = Evaluator(handlers, self._local)
+
+    def record(self, computation: Computation) -> Plan:
+        type_ = computation.type_signature
+        parameter = None if type_.parameter is None else self._values_of(type_.parameter, 0)
+        result = self.evaluator.evaluate(computation.expression, {})(parameter)
+        if any(isinstance(leaf, (Closure, LocalFunction, OperatorFunction)) for leaf in structure_leaves(result)):
+            raise NotCompilableError(
+                f"The computation `{computation.name}` returns a function, which has no plan.", found=type_
+            )
+        steps = _needed(self.steps, result)
+        last = max([step.phase for step in steps] + [value.phase for value in plan_values(result)], default=0)
+        phases = tuple([_phase(steps, number) for number in range(last + 1)])
+        return Plan(computation.name, type_, parameter, phases, result)
+
+    def _value(self, type_: Type, phase: int) -> PlanValue:
+        self.count += 1
+        return PlanValue(self.count - 1, type_, phase)
+
+    def _values_of(self, type_: Type, phase: int) -> Any:
+        """Values for a type: one for what is placed, else one for each leaf."""
+        if isinstance(type_, StructType):
+            return tuple([self._values_of(field, phase) for _, field in type_.items()])
+        if isinstance(type_, FunctionType):
+            raise NotCompilableError("A computation that takes a function has no plan of its own.", found=type_)
+        return self._value(type_, phase)
+
+    def _local(self, node: ir.Local, argument: Any) -> Any:
+        phase = max([value.phase for value in plan_values(argument)], default=0)
+        output = self._values_of(node.type.result, phase)
+        self.steps.append(Step("local", node, argument, output, phase, SERVER, node.made_in))
+        return output
+
+    def _operator(self, node: ir.Intrinsic, argument: Any) -> Any:
+        result_type = node.type.result
+        phase = max([value.phase for value in plan_values(argument)], default=0)
+        aggregates = node.name in AGGREGATIONS
+        if aggregates or (isinstance(result_type, FederatedType) and result_type.placement is CLIENTS):
+            placement = CLIENTS
+        else:
+            placement = SERVER
+        if isinstance(result_type, StructType) and contains_federated_types(result_type):
+            raise NotCompilableError(f"The operator {node.name} makes several placed values at once.", found=result_type)
+        output = self._values_of(result_type, phase + aggregates)
+        self.steps.append(Step(node.name, node, argument, output, phase, placement))
+        return output
+
+
+def structure_leaves(value: Any) -> Iterator[Any]:
+    """What is in a structure of tuples."""
+    if isinstance(value, tuple):
+        for field in value:
+            yield from structure_leaves(field)
+    else:
+        yield value
+
+
+def plan_values(value: Any) -> Iterator[PlanValue]:
+    """The plan values that operands depend on, those that functions have captured among them."""
+    for leaf in structure_leaves(value):
+        if isinstance(leaf, PlanValue):
+            yield leaf
+        elif isinstance(leaf, Closure):
+            for name in ir.free_names(leaf.node):
+                yield from plan_values(leaf.scope[name])
+
+
+def _needed(steps: list[Step], result: Any) -> list[Step]:
+    """The steps that the result depends on."""
+    wanted = {value.index for value in plan_values(result)}
+    kept = []
+    for step in reversed(steps):
+        if any(value.index in wanted for value in plan_values(step.output)):
+            kept.append(step)
+            wanted.update(value.index for value in plan_values(step.operands))
+    return kept[::-1]
+
+
+def _phase(steps: list[Step], number: int) -> Phase:
+    here = [step for step in steps if step.phase == number]
+    return Phase(
+        server=tuple([step for step in here if step.placement is SERVER]),
+        clients=tuple([s for s in here if s.placement is CLIENTS and s.operator not in AGGREGATIONS]),
+        aggregations=tuple([step for step in here if step.operator in AGGREGATIONS]),
+    )

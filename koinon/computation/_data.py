@@ -1,0 +1,81 @@
+"""Clients' sequences as engines hold them: all examples back to back, and a cohort as a choice of clients.
+
+A sequence is a view, an offset and a length, into flat buffers. So a federated dataset is placed on a device once, and
+the cohort of a round is two small vectors of integers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from koinon._errors import CardinalityError
+from koinon.types import Type
+
+
+class PackedSequences:
+    """The sequences of many clients, packed back to back into one buffer per leaf of an example.
+
+    Attributes:
+      element_type: the type of one example.
+      buffers: one array per leaf of `element_type`, in the order of its fields; each has the leading dimension
+        `rows`, which is at least the number of examples.
+      offsets: int32 `[clients]`, the row at which each client's examples start.
+      lengths: int32 `[clients]`, the number of each client's examples.
+    """
+
+    def __init__(
+        self, element_type: Type, buffers: Sequence[Any], offsets: np.ndarray, lengths: np.ndarray
+    ) -> None:
+        self.element_type = element_type
+        self.buffers = tuple(buffers)
+        self.offsets = np.asarray(offsets, np.int32)
+        self.lengths = np.asarray(lengths, np.int32)
+        if self.offsets.shape != self.lengths.shape or self.offsets.ndim != 1:
+            raise CardinalityError(
+                "The offsets and lengths of packed sequences must be two vectors with one entry per client.",
+                found=f"shapes {self.offsets.shape} and {self.lengths.shape}",
+            )
+
+    @property
+    def num_clients(self) -> int:
+        """The number of clients whose sequences are packed."""
+        return len(self.offsets)
+
+    @functools.cached_property
+    def device_buffers(self) -> tuple[jax.Array, ...]:
+        """The buffers on the default device, copied there at the first use and kept."""
+        return tuple(jax.device_put(buffer) for buffer in self.buffers)
+
+    def __repr__(self) -> str:
+        total = int(self.lengths.sum())
+        return f"PackedSequences({self.element_type}*, {self.num_clients} clients, {total} examples)"
+
+
+class Cohort:
+    """Some clients of a packed dataset, in order: what a computation takes for a parameter `{D*}@CLIENTS`.
+
+    Attributes:
+      packed: the packed dataset.
+      indices: int32 `[cohort]`, the positions of the clients in the packed dataset.
+      client_ids: the ids of the clients, for messages and for state that belongs to a client.
+    """
+
+    def __init__(
+        self, packed: PackedSequences, indices: np.ndarray, client_ids: Sequence[Hashable] | None = None
+    ) -> None:
+        self.packed = packed
+        self.indices = np.asarray(indices, np.int32)
+        self.client_ids = client_ids
+        self.offsets = packed.offsets[self.indices]
+        self.lengths = packed.lengths[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __repr__(self) -> str:
+        return f"Cohort({len(self)} of {self.packed.num_clients} clients, {int(self.lengths.sum())} examples)"

@@ -1,0 +1,37 @@
+"""Metrics: pure functions of batches whose states are summed over batches and clients."""
+
+from koinon.learning._metric import (
+    BatchOutput,
+    MeanState,
+    Metric,
+    accuracy,
+    binary_accuracy,
+    confusion_matrix,
+    loss,
+    mean,
+    mean_absolute_error,
+    mean_squared_error,
+    num_batches,
+    num_examples,
+    perplexity,
+    root_mean_squared_error,
+    top_k_accuracy,
+)
+
+__all__ = [
+    "BatchOutput",
+    "MeanState",
+    "Metric",
+    "accuracy",
+    "binary_accuracy",
+    "confusion_matrix",
+    "loss",
+    "mean",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "num_batches",
+    "num_examples",
+    "perplexity",
+    "root_mean_squared_error",
+    "top_k_accuracy",
+]

@@ -1,0 +1,23 @@
+"""Models as pure functions over pytrees, and the ways to make one from a module of your library."""
+
+from koinon.learning._functional_model import (
+    Forward,
+    FunctionalModel,
+    ModelOutput,
+    evaluate,
+    weights_type_from_model,
+)
+from koinon.learning._model_flax import from_flax
+from koinon.learning._model_functional import functional
+from koinon.learning._weights import ModelWeights
+
+__all__ = [
+    "Forward",
+    "FunctionalModel",
+    "ModelOutput",
+    "ModelWeights",
+    "evaluate",
+    "from_flax",
+    "functional",
+    "weights_type_from_model",
+]

@@ -1,0 +1,119 @@
+"""Examples as columns: a container of arrays whose first dimensions count the examples, and the type of one example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from koinon._errors import CardinalityError, KoinonTypeError, TypeNotAssignableError
+from koinon.types import StructType, TensorType, Type, from_container, infer_type, to_container
+
+_HINTS = {
+    "O": "arrays of Python objects are often ragged: give all examples one shape, for example by padding",
+    "U": "encode text as integers",
+    "S": "encode text as integers",
+    "M": "turn dates into numbers, for example with `.astype('int64')`",
+    "m": "turn durations into numbers, for example with `.astype('int64')`",
+}
+
+
+class Columns(NamedTuple):
+    """Examples as one array per leaf, in the order of the fields of their type."""
+
+    element_type: Type
+    leaves: list[np.ndarray]
+    num_rows: int
+
+
+def read_columns(value: Any, what: str) -> Columns:
+    """Takes a container of stacked arrays apart.
+
+    Args:
+      value: the container, or a single array.
+      what: what it is, for messages.
+
+    Raises:
+      KoinonTypeError: if a leaf is no array of numbers or booleans, or has no dimension for the examples.
+      CardinalityError: if the leaves have different numbers of examples.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        _check_leaf(leaf, jax.tree_util.keystr(path), what)
+    stacked_type = infer_type(value)
+    leaves = [np.asarray(leaf) for leaf in _flat(stacked_type, value)]
+    if not leaves:
+        raise KoinonTypeError(f"{what} hold no arrays.", expected="at least one array", found=stacked_type)
+    sizes = [len(leaf) for leaf in leaves]
+    if len(set(sizes)) > 1:
+        raise CardinalityError(
+            f"The arrays of {what[:1].lower() + what[1:]} have different numbers of examples.",
+            expected="arrays whose first dimensions are equal",
+            found=f"first dimensions {', '.join(map(str, sizes))} in {stacked_type}",
+        )
+    return Columns(_element_type(stacked_type), leaves, sizes[0])
+
+
+def read_columns_of(element_type: Type, value: Any, what: str) -> Columns:
+    """As `read_columns`, for examples whose type is known already.
+
+    Raises:
+      TypeNotAssignableError: if the examples have another type.
+    """
+    columns = read_columns(value, what)
+    if not element_type.is_equivalent_to(columns.element_type):
+        raise TypeNotAssignableError(
+            f"{what} have another type than those of the clients before.",
+            expected=element_type,
+            found=columns.element_type,
+            hint="give all clients the same fields, shapes and dtypes",
+        )
+    return columns
+
+
+def assemble(element_type: Type, leaves: Sequence[Any]) -> Any:
+    """The container of stacked arrays that has these leaves."""
+    return _assemble(element_type, iter(leaves))
+
+
+def _assemble(type_: Type, leaves: Iterator[Any]) -> Any:
+    if isinstance(type_, StructType):
+        return to_container(type_, [_assemble(child, leaves) for child in type_.children()])
+    return next(leaves)
+
+
+def _flat(type_: Type, value: Any) -> list[Any]:
+    if not isinstance(type_, StructType):
+        return [value]
+    children = zip(type_.children(), from_container(type_, value), strict=True)
+    return [leaf for child_type, child in children for leaf in _flat(child_type, child)]
+
+
+def _element_type(stacked_type: Type) -> Type:
+    if isinstance(stacked_type, StructType):
+        fields = [(name, _element_type(child)) for name, child in stacked_type.items()]
+        return StructType(fields, stacked_type.container)
+    assert isinstance(stacked_type, TensorType) and stacked_type.shape
+    return TensorType(stacked_type.dtype, stacked_type.shape[1:])
+
+
+def _check_leaf(leaf: Any, path: str, what: str) -> None:
+    if isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim > 0:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in _HINTS:
+            raise KoinonTypeError(
+                f"{what} hold an array whose elements are no numbers.",
+                expected="an array of numbers or booleans",
+                found=f"dtype {leaf.dtype}",
+                differs=path or None,
+                hint=_HINTS[leaf.dtype.kind],
+            )
+        return
+    found = f"an array without dimensions, dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"{type(leaf).__name__}"
+    raise KoinonTypeError(
+        f"{what} hold something else than arrays of examples.",
+        expected="NumPy or JAX arrays, the first dimension of which counts the examples",
+        found=found,
+        differs=path or None,
+        hint="stack the examples with `np.stack` or `np.asarray`",
+    )

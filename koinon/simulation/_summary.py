@@ -1,0 +1,140 @@
+"""What a federated dataset looks like: how many examples its clients have, and of which labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+from koinon._errors import MissingDependencyError
+from koinon.computation import PackedSequences
+from koinon.types import StructType, TensorType, Type
+
+_LABEL_NAMES = ("y", "label", "labels")
+_MAX_LABELS = 1000
+_PLOTTED_LABELS = 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientDataSummary:
+    """Sizes and labels of the clients of a federated dataset; prints as a table.
+
+    Attributes:
+      element_type: the type of one example.
+      client_ids: the ids of the clients.
+      sizes: int `[clients]`, the number of examples of each.
+      labels: int `[classes]`, the labels that occur; None if examples have no label.
+      label_counts: int `[clients, classes]`, how often each client has each label; None if examples have no label.
+    """
+
+    element_type: Type
+    client_ids: tuple[Hashable, ...]
+    sizes: np.ndarray
+    labels: np.ndarray | None
+    label_counts: np.ndarray | None
+
+    @property
+    def num_clients(self) -> int:
+        """The number of clients."""
+        return len(self.sizes)
+
+    @property
+    def num_examples(self) -> int:
+        """The number of examples of all clients together."""
+        return int(self.sizes.sum())
+
+    def __repr__(self) -> str:
+        lines = [f"examples  {self.element_type}"]
+        if self.num_clients:
+            sizes = self.sizes
+            lines += [
+                f"clients   {self.num_clients}, {int((sizes == 0).sum())} of them without examples",
+                f"sizes     {self.num_examples} in all; a client has {sizes.min()} to {sizes.max()}, "
+                f"median {np.median(sizes):g}, mean {sizes.mean():.1f}",
+            ]
+        else:
+            lines.append("clients   none")
+        if self.labels is not None and self.label_counts is not None and len(self.labels):
+            per_client = (self.label_counts > 0).sum(1)
+            lines += [
+                f"labels    {len(self.labels)}; a client has {per_client.min()} to {per_client.max()} of them, "
+                f"median {np.median(per_client):g}",
+                "          " + _counts_text(self.labels, self.label_counts.sum(0)),
+            ]
+        return "\n".join(lines)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draws the sizes of the clients, sorted, and the labels of each, to an image file.
+
+        Args:
+          path: the file; its suffix gives the format, for example `.png` or `.svg`.
+
+        Raises:
+          MissingDependencyError: if matplotlib is not installed.
+        """
+        try:
+            figure_module = importlib.import_module("matplotlib.figure")
+        except ImportError:
+            raise MissingDependencyError("matplotlib", extra="plot", purpose="Plotting a federated dataset") from None
+        # Without pyplot: no global state, and no window.
+        figure = figure_module.Figure(figsize=(8, 4), layout="constrained")
+        axes: Any = figure.subplots()
+        order = np.argsort(-self.sizes, kind="stable")
+        position, bottom = np.arange(self.num_clients), np.zeros(self.num_clients)
+        if self.labels is None or self.label_counts is None or len(self.labels) > _PLOTTED_LABELS:
+            axes.bar(position, self.sizes[order], width=1.0)
+        else:
+            for label, counts in zip(self.labels, self.label_counts.T, strict=True):
+                axes.bar(position, counts[order], bottom=bottom, width=1.0, label=str(label))
+                bottom += counts[order]
+            axes.legend(title="label", bbox_to_anchor=(1.0, 1.0), loc="upper left", fontsize="small")
+        axes.set_xlabel("clients, the largest first")
+        axes.set_ylabel("examples")
+        axes.set_title(f"{self.num_examples} examples of {self.num_clients} clients")
+        figure.savefig(path)
+
+
+def summarize(packed: PackedSequences, positions: np.ndarray, client_ids: tuple[Hashable, ...]) -> ClientDataSummary:
+    """Counts the examples, and the labels if there are any, of some clients of packed data."""
+    sizes = packed.lengths[positions].astype(np.int64)
+    labels = label_counts = None
+    leaf = _label_leaf(packed.element_type)
+    if leaf is not None:
+        starts = np.cumsum(sizes) - sizes
+        client_of_row = np.repeat(np.arange(len(sizes)), sizes)
+        rows = np.arange(sizes.sum()) - np.repeat(starts - packed.offsets[positions], sizes)
+        found, codes = np.unique(np.asarray(packed.buffers[leaf])[rows], return_inverse=True)
+        if len(found) <= _MAX_LABELS:
+            labels = found
+            flat = np.bincount(client_of_row * len(found) + codes, minlength=len(sizes) * len(found))
+            label_counts = flat.reshape(len(sizes), len(found))
+    return ClientDataSummary(packed.element_type, client_ids, sizes, labels, label_counts)
+
+
+def _label_leaf(element_type: Type) -> int | None:
+    """The number of the buffer of the labels; None if examples have none."""
+    if not isinstance(element_type, StructType):
+        return None
+    leaf = 0
+    for name, field in element_type.items():
+        if name in _LABEL_NAMES and isinstance(field, TensorType) and field.shape == () and _is_integer(field):
+            return leaf
+        leaf += _num_leaves(field)
+    return None
+
+
+def _is_integer(type_: TensorType) -> bool:
+    return isinstance(type_.dtype, np.dtype) and type_.dtype.kind in "iu"
+
+
+def _num_leaves(type_: Type) -> int:
+    return sum(map(_num_leaves, type_.children())) if isinstance(type_, StructType) else 1
+
+
+def _counts_text(labels: np.ndarray, counts: np.ndarray) -> str:
+    parts = [f"{label}: {count}" for label, count in zip(labels[:10], counts[:10], strict=True)]
+    return ", ".join(parts) + (", .." if len(labels) > 10 else "")
