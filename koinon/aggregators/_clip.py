@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -178,19 +179,12 @@ def _bound(
     def create(value_type: ValueType, *weight_type: ValueType) -> AggregationProcess:
         check_floats(value_type, f"The {names.inner} of values")
         inner = inner_factory.create(value_type, *weight_type)
+        parts = {names.norm: norms, "inner_agg": inner, names.count_state: counts}
+        state_type = StructType([(name, part.state_type.member) for name, part in parts.items()], OrderedDict)
 
         @federated_computation
         def initialize_fn() -> Any:
-            return federated_zip(
-                {
-                    names.norm: norms.initialize(),
-                    "inner_agg": inner.initialize(),
-                    names.count_state: counts.initialize(),
-                }
-            )
-
-        parts = {names.norm: norms, "inner_agg": inner, names.count_state: counts}
-        state_type = StructType([(name, part.state_type.member) for name, part in parts.items()], dict)
+            return federated_zip(OrderedDict((name, part.initialize()) for name, part in parts.items()))
 
         @federated_computation(next_parameter(at_server(state_type), value_type, *weight_type))
         def next_fn(arguments: Any) -> Any:
@@ -199,13 +193,17 @@ def _bound(
             limited, value_norm, is_limited = federated_map(limit_client, (value, federated_broadcast(bound)))
             aggregate = inner.next(state["inner_agg"], limited, *weight)
             count = counts.next(state[names.count_state], is_limited)
-            new_state = {
-                names.norm: norms.next(state[names.norm], value_norm),
-                "inner_agg": aggregate.state,
-                names.count_state: count.state,
-            }
-            measurements = {names.inner: aggregate.measurements, names.norm: bound, names.count: count.result}
-            return MeasuredProcessOutput(federated_zip(new_state), aggregate.result, federated_zip(measurements))
+            new_states = (norms.next(state[names.norm], value_norm), aggregate.state, count.state)
+            measurements = (
+                (names.inner, aggregate.measurements),
+                (names.norm, bound),
+                (names.count, count.result),
+            )
+            return MeasuredProcessOutput(
+                federated_zip(OrderedDict(zip(parts, new_states, strict=True))),
+                aggregate.result,
+                federated_zip(OrderedDict(measurements)),
+            )
 
         return AggregationProcess(initialize_fn, next_fn, allow_type_change=True, parts=parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, final
 
 import jax
@@ -86,12 +87,11 @@ class MeanFactory(WeightedAggregationFactory):
         @federated_computation
         def initialize_fn() -> Any:
             return federated_zip(
-                {"value_sum_process": values.initialize(), "weight_sum_process": weights.initialize()}
+                OrderedDict(value_sum_process=values.initialize(), weight_sum_process=weights.initialize())
             )
 
-        state_type = StructType(
-            [("value_sum_process", values.state_type.member), ("weight_sum_process", weights.state_type.member)], dict
-        )
+        parts = {"value_sum_process": values, "weight_sum_process": weights}
+        state_type = StructType([(name, part.state_type.member) for name, part in parts.items()], OrderedDict)
 
         @federated_computation(at_server(state_type), at_clients(value_type), at_clients(weight_type))
         def next_fn(state: Any, value: Any, weight: Any) -> Any:
@@ -99,12 +99,11 @@ class MeanFactory(WeightedAggregationFactory):
             value_sum = values.next(state["value_sum_process"], weighted)
             weight_sum = weights.next(state["weight_sum_process"], weight)
             return MeasuredProcessOutput(
-                federated_zip({"value_sum_process": value_sum.state, "weight_sum_process": weight_sum.state}),
+                federated_zip(OrderedDict(value_sum_process=value_sum.state, weight_sum_process=weight_sum.state)),
                 federated_map(divide, (value_sum.result, weight_sum.result)),
-                federated_zip({"mean_value": value_sum.measurements, "mean_weight": weight_sum.measurements}),
+                federated_zip(OrderedDict(mean_value=value_sum.measurements, mean_weight=weight_sum.measurements)),
             )
 
-        parts = {"value_sum_process": values, "weight_sum_process": weights}
         return AggregationProcess(initialize_fn, next_fn, parts=parts)
 
 
@@ -165,7 +164,7 @@ class UnweightedMeanFactory(UnweightedAggregationFactory):
             return MeasuredProcessOutput(
                 federated_zip((value_sum.state, count.state)),
                 federated_map(_divide, (value_sum.result, count.result)),
-                federated_zip({"mean_value": value_sum.measurements, "mean_count": count.measurements}),
+                federated_zip(OrderedDict(mean_value=value_sum.measurements, mean_count=count.measurements)),
             )
 
         parts = {"value_sum_process": values, "count_sum_process": counts}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,10 +98,10 @@ def _check_arity(fn: Callable[..., Any], count: int, label: str) -> None:
         )
 
 
-def _named(measurements: Any) -> dict[str, Any]:
-    """Measurements as a dict of placed values; from a mapping, or from a placed struct with names."""
+def _named(measurements: Any) -> OrderedDict[str, Any]:
+    """Measurements by name, each a placed value; from a mapping, or from a placed struct with names."""
     if isinstance(measurements, Mapping):
-        return dict(measurements)
+        return OrderedDict(measurements)
     type_ = measurements.type_signature
     member = type_.member if isinstance(type_, FederatedType) else type_
     if not isinstance(member, StructType) or len(member.fields()) != len(member):
@@ -110,4 +111,4 @@ def _named(measurements: Any) -> dict[str, Any]:
             found=type_,
             hint="return a dict of values at SERVER",
         )
-    return {name: measurements[name] for name in member.fields()}
+    return OrderedDict((name, measurements[name]) for name in member.fields())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, final
 
 import jax
@@ -89,10 +90,11 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
         @federated_computation
         def initialize_fn() -> Any:
             estimate = federated_eval(jax_computation()(lambda: jnp.float32(initial_estimate)), SERVER)
-            return federated_zip({"current_estimate": estimate, "record_agg": records.initialize()})
+            return federated_zip(OrderedDict(current_estimate=estimate, record_agg=records.initialize()))
 
         state_type = StructType(
-            [("current_estimate", TensorType(jnp.float32)), ("record_agg", records.state_type.member)], dict
+            [("current_estimate", TensorType(jnp.float32)), ("record_agg", records.state_type.member)],
+            OrderedDict,
         )
 
         @federated_computation(at_server(state_type), at_clients(TensorType(jnp.float32)))
@@ -101,7 +103,7 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
             record = federated_map(make_record, (value, federated_broadcast(estimate)))
             total = records.next(state["record_agg"], record)
             new_estimate = federated_map(update, (estimate, total.result))
-            return federated_zip({"current_estimate": new_estimate, "record_agg": total.state})
+            return federated_zip(OrderedDict(current_estimate=new_estimate, record_agg=total.state))
 
         @federated_computation(at_server(state_type))
         def report_fn(state: Any) -> Any:

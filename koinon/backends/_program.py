@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from koinon._errors import NotCompilableError
 from koinon.backends._aggregate import fold_of
 from koinon.compiler import Phase, Plan, PlanValue, Step
-from koinon.compiler._plan import plan_values
+from koinon.compiler._steps import plan_values
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import (
     SEQUENCE_HANDLERS,

@@ -171,7 +171,7 @@ def name_fields(type_: Type, names: list[str], fn_name: str, made_in: str | None
 
 def make_computation(fn: Callable[..., Any], parameter: Type | None, tracer: Tracer) -> Computation:
     """Traces a function at one parameter type."""
-    name = getattr(fn, "__name__", type(fn).__name__)
+    name = getattr(fn, "__name__", type(fn).__name__).strip("<>")
     unpack = len(parameter_names(fn)) > 1
     expression = tracer(fn, parameter, name=name, made_in=location(fn), unpack=unpack)
     return Computation(expression, name=name, doc=fn.__doc__)

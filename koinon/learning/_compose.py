@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from koinon._errors import KoinonTypeError, TypeNotAssignableError
@@ -126,7 +127,7 @@ def compose_learning_process(
         finalized = finalizer.next(state.finalizer, weights, aggregate.result)
         outputs = (distributed, worked, aggregate, finalized)
         new_state = LearningAlgorithmState(finalized.result, *(output.state for output in outputs))
-        metrics = {name: output.measurements for name, output in zip(pieces, outputs, strict=True)}
+        metrics = OrderedDict((name, output.measurements) for name, output in zip(pieces, outputs, strict=True))
         return federated_zip(new_state), worked, federated_zip(metrics)
 
     data_types = list(client_work.next.type_signature.parameter)[2:]

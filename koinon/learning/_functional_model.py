@@ -372,6 +372,11 @@ def _check_metric(name: str, metric: Metric, batch: BatchOutput) -> None:
             found=f"predictions {infer_type(batch.predictions)} and labels {infer_type(batch.labels)} of a batch of 2; "
             f"{error}",
         ) from error
+    if any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(metric.initialize())):
+        raise KoinonValueError(
+            f"The state of the metric {name!r} must begin with zeros, since the states of clients are added.",
+            found=repr(metric.initialize()),
+        )
     if infer_type(initial) != infer_type(updated):
         raise KoinonTypeError(
             f"The metric {name!r} must keep the type of its state.",

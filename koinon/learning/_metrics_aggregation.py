@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
+
+import jax
+import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon.computation import PolymorphicComputation, federated_computation, federated_map, federated_sum
-from koinon.types import StructType
+from koinon.aggregators import SumFactory, UnweightedAggregationFactory
+from koinon.computation import (
+    PolymorphicComputation,
+    federated_computation,
+    federated_eval,
+    federated_map,
+    federated_sum,
+    federated_zip,
+)
+from koinon.templates import AggregationProcess, MeasuredProcessOutput
+from koinon.types import SERVER, StructType, TensorType, Type, at_clients, to_container
 
 MetricFinalizers: TypeAlias = Mapping[str, Callable[[Any], Any]] | Callable[[Any], Any]
 """Functions from the state of a metric to its value, by name; or one function of all states."""
@@ -69,3 +81,83 @@ def _check_names(metric_finalizers: MetricFinalizers, states_type: Any) -> None:
             expected=", ".join(sorted(metric_finalizers)),
             found=", ".join(sorted(found)) or str(states_type),
         )
+
+
+@final
+class SumThenFinalizeFactory(UnweightedAggregationFactory):
+    """The sums of the clients' metric states, finalized for the round and for all rounds so far.
+
+    Type: `(<S@SERVER,{M}@CLIENTS> -> <state=S@SERVER,result=<R,R>@SERVER,measurements=<>@SERVER>)`, where the result is
+    the pair of the metrics of this round and of all rounds.
+
+    The totals are sums of the same dtypes as the metrics' states: int32 counts overflow at 2**31.
+
+    Args:
+      metric_finalizers: see `sum_then_finalize`.
+      inner_summation_factory: sums the states over the clients of a round; `aggregators.SumFactory()` if None.
+
+    Raises:
+      KoinonTypeError: the finalizers are neither functions by name nor a function, or the inner factory is none.
+
+    Example:
+      >>> import koinon as ko
+      >>> states = ko.to_type({"count": ko.types.TensorType("int32")})
+      >>> process = ko.learning.metrics.SumThenFinalizeFactory({"count": lambda n: 10 * n}).create(states)
+      >>> state = process.initialize()
+      >>> for _ in range(2):
+      ...     state, result, _ = process.next(state, [{"count": 1}, {"count": 2}])
+      >>> [int(metrics["count"]) for metrics in result]
+      [30, 60]
+    """
+
+    def __init__(
+        self,
+        metric_finalizers: MetricFinalizers,
+        inner_summation_factory: UnweightedAggregationFactory | None = None,
+    ) -> None:
+        self._finalizers = metric_finalizers
+        self._finalize = _as_one_function(metric_finalizers)
+        self._inner = SumFactory() if inner_summation_factory is None else inner_summation_factory
+        if not isinstance(self._inner, UnweightedAggregationFactory):
+            raise KoinonTypeError(
+                "The summation of metrics must be an unweighted factory.", found=f"{type(self._inner).__name__}"
+            )
+
+    def create(self, value_type: TensorType | StructType) -> AggregationProcess:
+        """See `UnweightedAggregationFactory.create`; `value_type` is the type of a client's states.
+
+        Raises:
+          KoinonValueError: the names of the states are not those of the finalizers.
+          SumIncompatibleError: the states cannot be summed.
+        """
+        _check_names(self._finalizers, value_type)
+        inner = self._inner.create(value_type)
+        finalize = self._finalize
+
+        @federated_computation
+        def initialize_fn() -> Any:
+            totals = federated_eval(lambda: _zeros(value_type), SERVER)
+            return federated_zip({"sum_process": inner.initialize(), "total_rounds": totals})
+
+        @federated_computation(initialize_fn.type_signature.result, at_clients(value_type))
+        def next_fn(state: Any, value: Any) -> Any:
+            summed = inner.next(state["sum_process"], value)
+            totals = federated_map(_add, (state["total_rounds"], summed.result))
+            return MeasuredProcessOutput(
+                federated_zip({"sum_process": summed.state, "total_rounds": totals}),
+                federated_zip((federated_map(finalize, summed.result), federated_map(finalize, totals))),
+                summed.measurements,
+            )
+
+        return AggregationProcess(initialize_fn, next_fn, allow_type_change=True)
+
+
+def _zeros(type_: Type) -> Any:
+    if isinstance(type_, StructType):
+        return to_container(type_, [_zeros(child) for child in type_])
+    assert isinstance(type_, TensorType)
+    return jnp.zeros(type_.shape or (), type_.dtype)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: (x + y).astype(x.dtype), a, b)

@@ -17,11 +17,13 @@ from koinon.learning._metric import (
     root_mean_squared_error,
     top_k_accuracy,
 )
+from koinon.learning._metrics_aggregation import SumThenFinalizeFactory, sum_then_finalize
 
 __all__ = [
     "BatchOutput",
     "MeanState",
     "Metric",
+    "SumThenFinalizeFactory",
     "accuracy",
     "binary_accuracy",
     "confusion_matrix",
@@ -33,5 +35,6 @@ __all__ = [
     "num_examples",
     "perplexity",
     "root_mean_squared_error",
+    "sum_then_finalize",
     "top_k_accuracy",
 ]

@@ -21,6 +21,7 @@ from koinon.learning._finalize import (
     build_identity_finalizer,
     reject_non_finite_update,
 )
+from koinon.learning._model_delta import build_model_delta_client_work
 from koinon.learning._process import ClientStateLearningOutput, LearningProcess, LearningProcessOutput
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "build_apply_optimizer_finalizer",
     "build_broadcast_process",
     "build_identity_finalizer",
+    "build_model_delta_client_work",
     "compose_learning_process",
     "reject_non_finite_update",
 ]

@@ -114,14 +114,14 @@ def decode_leaf(entry: dict[str, Any], buffer: np.ndarray | None) -> Leaf:
     if "key_impl" not in entry:
         return array
     try:
-        return jax.random.wrap_key_data(array, impl=entry["key_impl"])
+        return jax.random.wrap_key_data(jax.numpy.asarray(array), impl=entry["key_impl"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"no PRNG key: {str(error)[:200]}") from error
 
 
 def is_key(value: Any) -> bool:
     """Whether `value` is an array (or the shape and dtype) of typed PRNG keys."""
-    return hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return hasattr(value, "dtype") and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def describe_leaf(value: Leaf) -> str:

@@ -161,24 +161,24 @@ class PeriodicReleaseManager:
         """
         _check_release_manager(release_manager)
         self._release_manager = release_manager
-        self._every = self._seconds = None
         if isinstance(periodicity, datetime.timedelta):
-            self._seconds = _at_least_one(periodicity.total_seconds(), "periodicity")
+            _check_at_least_one(periodicity.total_seconds(), "periodicity")
         else:
-            self._every = _at_least_one(periodicity, "periodicity")
+            _check_at_least_one(periodicity, "periodicity")
+        self._periodicity = periodicity
         self._count = 0
         self._last_time = time.monotonic()
 
     def release(self, value: Any, key: Any) -> None:
         """Releases `value` if it is time."""
         self._count += 1
-        if self._seconds is None:
-            is_time = self._count % self._every == 0
-        else:
+        if isinstance(self._periodicity, datetime.timedelta):
             now = time.monotonic()
-            is_time = now >= self._last_time + self._seconds
+            is_time = now >= self._last_time + self._periodicity.total_seconds()
             if is_time:
                 self._last_time = now
+        else:
+            is_time = self._count % self._periodicity == 0
         if is_time:
             self._release_manager.release(value, key)
 
@@ -203,7 +203,8 @@ class DelayedReleaseManager:
         """
         _check_release_manager(release_manager)
         self._release_manager = release_manager
-        self._delay = _at_least_one(delay, "delay")
+        _check_at_least_one(delay, "delay")
+        self._delay = delay
         self._count = 0
 
     def release(self, value: Any, key: Any) -> None:
@@ -268,9 +269,8 @@ def _check_release_manager(release_manager: Any) -> None:
         )
 
 
-def _at_least_one(number: Any, name: str) -> Any:
+def _check_at_least_one(number: Any, name: str) -> None:
     if isinstance(number, bool) or not isinstance(number, int | float | np.integer):
         raise KoinonTypeError(f"`{name}` must be a number.", found=type(number).__name__)
     if number < 1:
         raise ValueError(f"`{name}` must be at least 1; found {number}.")
-    return number

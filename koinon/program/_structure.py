@@ -28,9 +28,7 @@ def flatten(tree: Any, leaves: list[tuple[str, Leaf]], path: str = "", depth: in
     if children is None:
         leaves.append((path or "the root", tree))
         return len(leaves) - 1
-    nodes = [
-        [name, flatten(child, leaves, path + _step(name, named), depth + 1)] for (name, named), child in children
-    ]
+    nodes = [[name, flatten(child, leaves, path + _step(name, named), depth + 1)] for (name, named), child in children]
     if _is_named(tree, children):
         return {"fields": nodes}
     return {"items": [node for _, node in nodes]}
@@ -82,7 +80,7 @@ def restore(node: Node, leaves: list[Leaf], like: Any) -> Any:
 def _match(node: Node, leaves: list[Leaf], like: Any, path: str, found: list[Leaf]) -> None:
     children = [] if like is None else _children(like)
     saved = [] if node is None else _node_children(node)
-    if children is None and saved is None:
+    if children is None and isinstance(node, int):
         _check_leaf(leaves[node], like, path)
         found.append(convert_leaf(leaves[node], like))
         return

@@ -11,7 +11,7 @@ import numpy as np
 
 from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError, UnknownClientError
 from koinon.computation import Cohort, PackedSequences
-from koinon.simulation._columns import Columns, assemble, read_columns, read_columns_of
+from koinon.simulation._columns import Columns, assemble, read_columns
 from koinon.simulation._summary import ClientDataSummary, summarize
 from koinon.types import Type
 
@@ -57,9 +57,8 @@ class ClientData:
 
     Example:
       >>> import numpy as np
-      >>> data = ClientData.from_arrays(
-      ...     {"x": np.zeros((5, 3), np.float32), "y": np.arange(5, dtype=np.int32)}, ["ann", "bob", "ann", "ann", "bob"]
-      ... )
+      >>> arrays = {"x": np.zeros((5, 3), np.float32), "y": np.arange(5, dtype=np.int32)}
+      >>> data = ClientData.from_arrays(arrays, ["ann", "bob", "ann", "ann", "bob"])
       >>> data
       ClientData(<x=float32[3],y=int32>*, 2 clients, 5 examples)
       >>> data.dataset("bob")["y"]
@@ -133,8 +132,8 @@ class ClientData:
             raise KoinonValueError("A federated dataset made of clients needs at least one client.")
         parts: list[Columns] = []
         for client_id, dataset in clients.items():
-            what = f"The arrays of client {client_id!r}"
-            parts.append(read_columns_of(parts[0].element_type, dataset, what) if parts else read_columns(dataset, what))
+            expected = parts[0].element_type if parts else None
+            parts.append(read_columns(dataset, f"The arrays of client {client_id!r}", expected))
         leaves = [np.concatenate(leaf_parts) for leaf_parts in zip(*(part.leaves for part in parts), strict=True)]
         lengths = np.array([part.num_rows for part in parts])
         columns = Columns(parts[0].element_type, leaves, len(leaves[0]))

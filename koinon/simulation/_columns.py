@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from koinon._errors import CardinalityError, KoinonTypeError, TypeNotAssignableError
+from koinon._errors import ArgumentError, CardinalityError, KoinonTypeError, TypeNotAssignableError
 from koinon.types import StructType, TensorType, Type, from_container, infer_type, to_container
 
 _HINTS = {
@@ -28,48 +28,44 @@ class Columns(NamedTuple):
     num_rows: int
 
 
-def read_columns(value: Any, what: str) -> Columns:
+def read_columns(value: Any, what: str, expected: Type | None = None) -> Columns:
     """Takes a container of stacked arrays apart.
 
     Args:
       value: the container, or a single array.
       what: what it is, for messages.
+      expected: the type that an example must have, with fields in any order; None for any type.
 
     Raises:
       KoinonTypeError: if a leaf is no array of numbers or booleans, or has no dimension for the examples.
       CardinalityError: if the leaves have different numbers of examples.
+      TypeNotAssignableError: if the examples have another type than `expected`.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         _check_leaf(leaf, jax.tree_util.keystr(path), what)
-    stacked_type = infer_type(value)
-    leaves = [np.asarray(leaf) for leaf in _flat(stacked_type, value)]
-    if not leaves:
-        raise KoinonTypeError(f"{what} hold no arrays.", expected="at least one array", found=stacked_type)
-    sizes = [len(leaf) for leaf in leaves]
-    if len(set(sizes)) > 1:
-        raise CardinalityError(
-            f"The arrays of {what[:1].lower() + what[1:]} have different numbers of examples.",
-            expected="arrays whose first dimensions are equal",
-            found=f"first dimensions {', '.join(map(str, sizes))} in {stacked_type}",
-        )
-    return Columns(_element_type(stacked_type), leaves, sizes[0])
-
-
-def read_columns_of(element_type: Type, value: Any, what: str) -> Columns:
-    """As `read_columns`, for examples whose type is known already.
-
-    Raises:
-      TypeNotAssignableError: if the examples have another type.
-    """
-    columns = read_columns(value, what)
-    if not element_type.is_equivalent_to(columns.element_type):
+    element_type = _element_type(infer_type(value)) if expected is None else expected
+    try:
+        leaves = [np.asarray(leaf) for leaf in _flat(element_type, value)]
+        fits = [(leaf.dtype, leaf.shape[1:]) for leaf in leaves] == _leaves_of(element_type)
+    except ArgumentError:
+        leaves, fits = [], False
+    if not fits:
         raise TypeNotAssignableError(
             f"{what} have another type than those of the clients before.",
             expected=element_type,
-            found=columns.element_type,
+            found=_element_type(infer_type(value)),
             hint="give all clients the same fields, shapes and dtypes",
         )
-    return columns
+    if not leaves:
+        raise KoinonTypeError(f"{what} hold no arrays.", expected="at least one array", found=element_type)
+    sizes = [len(leaf) for leaf in leaves]
+    if len(set(sizes)) > 1:
+        raise CardinalityError(
+            f"{what} have different numbers of examples.",
+            expected="arrays whose first dimensions are equal",
+            found=f"first dimensions {', '.join(map(str, sizes))} for examples {element_type}",
+        )
+    return Columns(element_type, leaves, sizes[0])
 
 
 def assemble(element_type: Type, leaves: Sequence[Any]) -> Any:
@@ -90,11 +86,18 @@ def _flat(type_: Type, value: Any) -> list[Any]:
     return [leaf for child_type, child in children for leaf in _flat(child_type, child)]
 
 
+def _leaves_of(type_: Type) -> list[tuple[Any, Any]]:
+    if isinstance(type_, TensorType):
+        return [(type_.dtype, type_.shape)]
+    return [leaf for child in type_.children() for leaf in _leaves_of(child)]
+
+
 def _element_type(stacked_type: Type) -> Type:
     if isinstance(stacked_type, StructType):
         fields = [(name, _element_type(child)) for name, child in stacked_type.items()]
         return StructType(fields, stacked_type.container)
-    assert isinstance(stacked_type, TensorType) and stacked_type.shape
+    assert isinstance(stacked_type, TensorType)
+    assert stacked_type.shape
     return TensorType(stacked_type.dtype, stacked_type.shape[1:])
 
 

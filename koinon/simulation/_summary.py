@@ -16,7 +16,7 @@ from koinon.types import StructType, TensorType, Type
 
 _LABEL_NAMES = ("y", "label", "labels")
 _MAX_LABELS = 1000
-_PLOTTED_LABELS = 20
+_PLOTTED_LABELS = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

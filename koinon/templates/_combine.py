@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from koinon._errors import (
@@ -63,7 +64,7 @@ def chain_measured_processes(measured_processes: Mapping[str, MeasuredProcess]) 
 
     @federated_computation(_state_type(processes), items[0][1].next.type_signature.parameter[1])
     def next_fn(state, value):
-        states, measurements = {}, {}
+        states, measurements = OrderedDict(), OrderedDict()
         for name, process in processes.items():
             output = process.next(state[name], value)
             states[name], measurements[name], value = output.state, output.measurements, output.result
@@ -108,9 +109,9 @@ def concatenate_measured_processes(measured_processes: Mapping[str, MeasuredProc
     def next_fn(state, values):
         outputs = {name: process.next(state[name], values[name]) for name, process in processes.items()}
         return MeasuredProcessOutput(
-            federated_zip({name: output.state for name, output in outputs.items()}),
-            {name: output.result for name, output in outputs.items()},
-            federated_zip({name: output.measurements for name, output in outputs.items()}),
+            federated_zip(OrderedDict((name, output.state) for name, output in outputs.items())),
+            OrderedDict((name, output.result) for name, output in outputs.items()),
+            federated_zip(OrderedDict((name, output.measurements) for name, output in outputs.items())),
         )
 
     return MeasuredProcess(_initialize(processes), next_fn, parts=processes)
@@ -159,12 +160,12 @@ def _check_one_placement(types: Mapping[str, Type], what: str, verb: str) -> Non
 def _state_type(processes: Mapping[str, MeasuredProcess]) -> FederatedType:
     members = [(name, process.state_type.member) for name, process in processes.items()]
     placement = next(iter(processes.values())).state_type.placement
-    return FederatedType(StructType(members, dict), placement)
+    return FederatedType(StructType(members, OrderedDict), placement)
 
 
 def _initialize(processes: Mapping[str, MeasuredProcess]) -> Computation:
     @federated_computation
     def initialize_fn():
-        return federated_zip({name: process.initialize() for name, process in processes.items()})
+        return federated_zip(OrderedDict((name, process.initialize()) for name, process in processes.items()))
 
     return initialize_fn

@@ -150,15 +150,18 @@ def _check_state_returned(template: str, next_fn: Computation, state_type: Type)
     result = next_fn.type_signature.result
     if state_type.is_assignable_from(result):
         return
-    found = result[0] if isinstance(result, StructType) and len(result) > 0 else result
-    if found is not result and state_type.is_assignable_from(found):
-        return
-    raise state_not_returned_error(template, state_type, found)
+    if not isinstance(result, StructType) or len(result) == 0:
+        raise state_not_returned_error(template, state_type, result)
+    if not state_type.is_assignable_from(result[0]):
+        # Which of the two readings the author meant shows in the names, as far as there are any.
+        is_whole = isinstance(state_type, StructType) and state_type.fields() == result.fields()
+        raise state_not_returned_error(template, state_type, result if is_whole else result[0])
 
 
 def state_not_returned_error(template: str, state_type: Type, found: Type) -> TemplateStateNotAssignableError:
     """The error of a `next` that returns a state of another type than it takes."""
-    if isinstance(found, FederatedType) and not isinstance(state_type, FederatedType):
+    member = found.member if isinstance(found, FederatedType) else None
+    if isinstance(member, StructType) and "state" in member.fields():
         hint = "return the fields one by one, without `federated_zip` around the whole result"
     elif isinstance(state_type, FederatedType) and not isinstance(found, FederatedType):
         hint = "wrap the returned state in `federated_zip`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from koinon.types import FederatedType, FunctionType, SequenceType, StructType, Type
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 # A struct that prints longer than this gets a name, so that a signature stays on one line.
 _INLINE_WIDTH = 40
 _FIELDS_SHOWN = 6
+_PLAIN_CONTAINERS = (None, dict, OrderedDict, tuple, list)
 
 
 class _TypeNames:
@@ -58,7 +60,7 @@ class _TypeNames:
             position = len(self.definitions)
             self.definitions.append("")
             shown = _FIELDS_SHOWN if len(type_) > _FIELDS_SHOWN + 1 else len(type_)
-            container = f"  ({type_.container.__name__})" if type_.container not in (None, dict, tuple, list) else ""
+            container = "" if type_.container in _PLAIN_CONTAINERS else f"  ({type_.container.__name__})"
             self.definitions[position] = f"{self.names[text]} = <{self._fields(type_, shown)}>{container}"
         return self.names[text]
 

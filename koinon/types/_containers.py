@@ -135,8 +135,16 @@ def take_apart(value: object) -> Parts | None:
 
 def _take_mapping_apart(value: Mapping[Any, Any]) -> Parts:
     keys = list(value)
-    container = type(value) if all(isinstance(key, str) for key in keys) else MappingContainer(type(value), tuple(keys))
-    return Parts([str(key) for key in keys], list(value.values()), container)
+    if type(value) is dict:
+        # JAX gives a dict back with its keys sorted, from `jax.tree.map` and from every transformation; were the order
+        # of insertion part of the type, a state would lose its type by a step of an optimizer. OrderedDict keeps it.
+        try:
+            keys = sorted(keys)
+        except TypeError:  # keys of several classes, for which JAX has no order either
+            pass
+    names, children = [str(key) for key in keys], [value[key] for key in keys]
+    textual = all(isinstance(key, str) for key in keys)
+    return Parts(names, children, type(value) if textual else MappingContainer(type(value), tuple(keys)))
 
 
 def _take_fields_apart(value: object, names: list[str]) -> Parts:

@@ -31,14 +31,15 @@ def to_type(spec: Any) -> Type:
         * an array or a `jax.ShapeDtypeStruct`: a tensor of its dtype and shape;
         * a list or tuple with a `(name, spec)` pair in it, or such a pair: a structure without container;
         * a dictionary, list, tuple, named tuple, dataclass, attrs object or other JAX pytree node of specs: a
-          structure that remembers its container.
+          structure that remembers its container. The fields of a `dict` are in the order of its keys, as JAX has them;
+          an `OrderedDict` keeps its own order.
 
     Raises:
       KoinonTypeError: if `spec` is none of these, such as `int`, `"int32"` or None.
 
     >>> import jax.numpy as jnp
     >>> str(to_type({"w": (jnp.float32, (3, None)), "b": jnp.int32}))
-    '<w=float32[3,?],b=int32>'
+    '<b=int32,w=float32[3,?]>'
     """
     return _convert(spec, _read_spec, 0)
 

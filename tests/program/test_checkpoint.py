@@ -302,12 +302,12 @@ def test_a_failing_system_call_leaves_the_previous_state(
             patch.setattr(os, call, failing)
             try:
                 manager.save(state(2), 2)
-            except ProgramStateWriteError as error:
-                failures += 1
-                assert error.errno == code
-                assert os.strerror(code) in str(error)
-            else:
                 break
+            except ProgramStateWriteError as raised:
+                error = raised
+        failures += 1
+        assert error.errno == code
+        assert os.strerror(code) in str(error)
         assert manager.load_latest(LIKE)[1] == 1
         assert open_descriptors() == descriptors
         manager.save(state(2), 2)

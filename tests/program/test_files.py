@@ -69,8 +69,8 @@ def test_both_are_release_managers(manager_class: Any, path: pathlib.Path) -> No
 def test_leaves_become_columns_named_by_their_paths(path: pathlib.Path, mode: CSVSaveMode) -> None:
     """Nested names are joined by slashes, arrays are nested lists, a single leaf is the column `value`."""
     manager = CSVFileReleaseManager(path, mode)
-    manager.release({"train": Metrics(jnp.float32(0.5), np.array([[1, 2], [3, 4]])), "ok": [True, "yes, ‘so’"]}, 1)
-    row = {"train/loss": "0.5", "train/counts": "[[1, 2], [3, 4]]", "ok/0": "True", "ok/1": "yes, ‘so’"}
+    manager.release({"train": Metrics(jnp.float32(0.5), np.array([[1, 2], [3, 4]])), "ok": [True, "yes, «so»"]}, 1)
+    row = {"train/loss": "0.5", "train/counts": "[[1, 2], [3, 4]]", "ok/0": "True", "ok/1": "yes, «so»"}
     assert rows_of(path) == [{"key": "1", **row}]
     CSVFileReleaseManager(path.with_name("single"), mode, "round").release(7, 3)
     assert path.with_name("single").read_text() == "round,value\n3,7\n"
@@ -78,15 +78,15 @@ def test_leaves_become_columns_named_by_their_paths(path: pathlib.Path, mode: CS
 
 def test_values_become_nested_json(path: pathlib.Path, mode: CSVSaveMode) -> None:
     """Nesting is kept; numbers that JSON does not have are strings; other characters stay readable."""
-    value = {"train": Metrics(jnp.float32(0.5), np.array([[1, 2]])), "ok": [True, None, "‘so’\n"]}
+    value = {"train": Metrics(jnp.float32(0.5), np.array([[1, 2]])), "ok": [True, None, "«so»\n"]}
     JSONLinesReleaseManager(path, mode).release(value | {"bad": np.array([np.nan, np.inf, -np.inf])}, 1)
     expected = {
         "train": {"loss": 0.5, "counts": [[1, 2]]},
-        "ok": [True, None, "‘so’\n"],
+        "ok": [True, None, "«so»\n"],
         "bad": ["NaN", "Infinity", "-Infinity"],
     }
     assert lines_of(path) == [{"key": 1, "value": expected}]
-    assert "‘so’" in path.read_text()
+    assert "«so»" in path.read_text()
 
 
 @settings(max_examples=50, deadline=None)
@@ -159,7 +159,9 @@ def test_appending_does_not_rewrite(path: pathlib.Path, manager_class: Any) -> N
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_a_line_that_was_cut_off_is_dropped(path: pathlib.Path, mode: CSVSaveMode, manager_class: Any, cut: int) -> None:
+def test_a_line_that_was_cut_off_is_dropped(
+    path: pathlib.Path, mode: CSVSaveMode, manager_class: Any, cut: int
+) -> None:
     """After a crash within an append, the next release writes over what is left of the line."""
     manager = manager_class(path, mode)
     manager.release({"text": "one\ntwo"}, 1)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import koinon as ko
+from koinon.computation import to_value
 from koinon.templates import (
     AggregationNotFederatedError,
     AggregationPlacementError,
@@ -157,7 +158,7 @@ ILL_FORMED = {
     ),
     "the measurements are an unplaced number": (
         first,
-        next_of(lambda s, v: MeasuredProcessOutput(s, ko.federated_sum(v), ko.to_value(1.0))),
+        next_of(lambda s, v: MeasuredProcessOutput(s, ko.federated_sum(v), to_value(1.0))),
         AggregationNotFederatedError,
     ),
     "an argument is unplaced": (

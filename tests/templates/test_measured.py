@@ -66,7 +66,6 @@ def test_a_process_of_a_state_alone_is_a_measured_process():
 
 OUTPUTS = {
     "a tuple": lambda s, v: (s, v, ()),
-    "a dict of the same names": lambda s, v: {"state": s, "result": v, "measurements": ()},
     "an OrderedDict of the same names": lambda s, v: collections.OrderedDict(state=s, result=v, measurements=()),
     "another NamedTuple of the same names": lambda s, v: LookAlike(s, v, ()),
     "the state alone": lambda s, v: s,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+
 import jax.numpy as jnp
 
 import koinon as ko
 from koinon.aggregators import MeanFactory, SumFactory, clipping_factory
+from koinon.learning.models import ModelWeights
+from koinon.learning.templates import build_broadcast_process
 from koinon.types import StructType, TensorType
 
 FLOAT = TensorType(jnp.float32)
@@ -39,7 +43,7 @@ def test_a_composed_process_prints_its_parts_below_it():
 
 def test_a_long_struct_gets_a_name_that_is_explained_below():
     """The same type has the same name everywhere, and only a few of many fields are shown."""
-    weights = StructType([(f"layer_{i}", TensorType(jnp.float32, (10, 10))) for i in range(20)], dict)
+    weights = StructType([(f"layer_{i}", TensorType(jnp.float32, (10, 10))) for i in range(20)], collections.OrderedDict)
     text = repr(SumFactory().create(weights))
 
     assert "value={A}@CLIENTS" in text
@@ -52,16 +56,16 @@ def test_a_long_struct_gets_a_name_that_is_explained_below():
 
 def test_no_line_grows_with_the_size_of_the_model():
     """A model of a thousand tensors prints as legibly as one of twenty."""
-    weights = StructType([(f"w{i}", FLOAT) for i in range(1000)], dict)
+    weights = StructType([(f"w{i}", FLOAT) for i in range(1000)], collections.OrderedDict)
 
     assert max(map(len, repr(MeanFactory().create(weights, FLOAT)).splitlines())) < 400
 
 
 def test_a_container_is_named_with_its_struct():
     """A named tuple shows in the explanation of its type."""
-    weights = ko.learning.models.ModelWeights(
+    weights = ModelWeights(
         trainable={"kernel": jnp.zeros((784, 10)), "bias": jnp.zeros(10)}, non_trainable={"steps": jnp.int32(0)}
     )
-    process = ko.learning.templates.build_broadcast_process(ko.to_type(weights))
+    process = build_broadcast_process(ko.to_type(weights))
 
     assert "(ModelWeights)" in repr(process)

@@ -68,8 +68,10 @@ def test_key_dtypes_are_those_of_jax(impl: str) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [str, bytes, object, "str", "<U3", "datetime64[s]", np.datetime64, np.dtype("O"), np.dtype("S3")]
-    + [np.dtype([("a", np.int32)]), np.floating, np.number, np.generic, jax.dtypes.float0, None, 3, "float31", "f4"],
+    [
+        *(str, bytes, object, "str", "<U3", "datetime64[s]", np.datetime64, np.dtype("O"), np.dtype("S3"), np.floating),
+        *(np.dtype([("a", np.int32)]), np.number, np.generic, jax.dtypes.float0, None, 3, "float31", "f4"),
+    ],
 )
 def test_other_dtypes_are_refused(spec) -> None:
     """Text, objects, dates, records and abstract classes are no dtypes; the error is a NotImplementedError as in TFF."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from koinon import _errors as errors
@@ -79,7 +79,9 @@ def fuzz(seed: int, count: int) -> Iterator[str]:
         elif kind == 1:
             yield "".join(rng.choice(TOKENS) for _ in range(rng.randrange(30)))
         elif kind == 2:
-            yield "".join(chr(rng.choice((rng.randrange(0x110000), rng.randrange(128)))) for _ in range(rng.randrange(20)))
+            yield "".join(
+                chr(rng.choice((rng.randrange(0x110000), rng.randrange(128)))) for _ in range(rng.randrange(20))
+            )
         else:
             yield mutate(rng, rng.choice(SEEDS))
 
@@ -120,8 +122,7 @@ def test_formatted_types_are_read_as_well(type_: Type) -> None:
 def test_white_space_between_tokens_does_not_matter(type_: Type, rng: random.Random) -> None:
     """Spaces and line breaks may stand around the characters of the grammar."""
     text = str(type_)
-    if "key<" in text or "'" in text:  # these are single tokens
-        return
+    assume("key<" not in text and "'" not in text)  # these are single tokens
     spaced = "".join(
         f"{rng.choice(['', ' ', chr(10)])}{c}{rng.choice(['', ' ', chr(9)])}" if c in "<=,(){}*@[]" else c for c in text
     )

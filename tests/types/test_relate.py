@@ -225,7 +225,11 @@ def test_types_accept_each_other_exactly_if_equal(one, other) -> None:
         ("( -> int32)", "(int8 -> int32)", ".parameter: expected no parameter, found int8"),
         ("(int8 -> int32)", "( -> int32)", ".parameter: expected int8, found no parameter"),
         ("<<int32,int32>>", "<<int32>>", "[0]: expected 2 fields, found 1"),
-        ("<a=int32,b=int8>", "<a=int32,c=int8>", "the top: the names of the fields differ: missing 'b', unexpected 'c'"),
+        (
+            "<a=int32,b=int8>",
+            "<a=int32,c=int8>",
+            "the top: the names of the fields differ: missing 'b', unexpected 'c'",
+        ),
         ("<a=int32,b=int8>", "<a=int32>", "the top: the names of the fields differ: missing 'b'"),
         ("<a=int32>", "<a=int32,b=int8>", "the top: the names of the fields differ: unexpected 'b'"),
         ("<a=int32,b=int8>", "<b=int8,a=int32>", "the top: expected the fields in the order 'a', 'b', found 'b', 'a'"),

@@ -50,7 +50,7 @@ def test_fields_can_be_listed() -> None:
 
 def test_items_build_the_type_again() -> None:
     """Both forms of `items` are accepted, and so is a mapping."""
-    for type_ in (parse("<a=int32,b=float32>"), parse("<int32,float32>"), parse("<>")):
+    for type_ in (StructType([("a", INT32), ("b", FLOAT32)]), StructType([INT32, FLOAT32]), StructType([])):
         assert StructType(type_.items()) == type_
     assert StructType({"a": np.int32, "b": np.float32}) == parse("<a=int32,b=float32>")
 

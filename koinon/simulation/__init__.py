@@ -1,0 +1,36 @@
+"""Simulations: federated datasets, ways to make them of centralized ones, and ways to choose a round's clients."""
+
+from koinon.simulation import datasets
+from koinon.simulation._client_data import ClientData, FederatedDataset
+from koinon.simulation._partition import (
+    by_key,
+    by_label,
+    by_sizes,
+    dirichlet_labels,
+    dirichlet_sizes,
+    exponential_sizes,
+    iid,
+    linear_sizes,
+    shards,
+)
+from koinon.simulation._sampling import build_poisson_sampling_fn, build_uniform_sampling_fn, build_weighted_sampling_fn
+from koinon.simulation._summary import ClientDataSummary
+
+__all__ = [
+    "ClientData",
+    "ClientDataSummary",
+    "FederatedDataset",
+    "build_poisson_sampling_fn",
+    "build_uniform_sampling_fn",
+    "build_weighted_sampling_fn",
+    "by_key",
+    "by_label",
+    "by_sizes",
+    "datasets",
+    "dirichlet_labels",
+    "dirichlet_sizes",
+    "exponential_sizes",
+    "iid",
+    "linear_sizes",
+    "shards",
+]

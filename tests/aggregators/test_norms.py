@@ -1,0 +1,46 @@
+"""Norms over all leaves of a structure."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from koinon.aggregators._norms import global_inf_norm, global_l1_norm, global_l2_norm
+
+arrays = hnp.arrays(np.float32, st.integers(0, 6), elements=st.floats(-1e30, 1e30, width=32, allow_subnormal=False))
+
+
+@given(st.lists(arrays, max_size=3))
+def test_norms_are_those_of_all_elements_in_one_vector(leaves):
+    """In float64, NumPy measures numbers whose squares float32 does not hold."""
+    flat = np.concatenate([np.zeros(0), *leaves]).astype(np.float64)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+
+    np.testing.assert_allclose(global_l1_norm(leaves), np.abs(flat).sum(), rtol=1e-5)
+    np.testing.assert_allclose(global_l2_norm(leaves), np.sqrt((flat**2).sum()), rtol=1e-5, atol=1e-37)
+    np.testing.assert_allclose(global_inf_norm(leaves), np.abs(flat).max(initial=0.0), rtol=0)
+
+
+@pytest.mark.parametrize(("leaf", "norm"), [([3.0, 4.0], 5.0), ([6e25, 8e25], 1e26), ([6e-25, 8e-25], 1e-24)])
+def test_the_l2_norm_is_right_where_squares_leave_the_range_of_float32(leaf, norm):
+    """A 3-4-5 triangle of any size."""
+    np.testing.assert_allclose(global_l2_norm(jnp.float32(leaf)), norm, rtol=3e-7)
+
+
+@pytest.mark.parametrize("norm", [global_l1_norm, global_l2_norm, global_inf_norm])
+def test_norms_of_what_is_not_finite_are_not_finite(norm):
+    """Infinity has an infinite norm, NaN has none."""
+    assert np.isinf(norm({"a": jnp.float32([1.0, jnp.inf]), "b": jnp.float32(1.0)}))
+    assert np.isnan(norm({"a": jnp.float32([1.0, jnp.nan]), "b": jnp.float32(1.0)}))
+
+
+def test_leaves_of_several_dtypes_are_measured_in_float32():
+    """A half-precision leaf does not overflow."""
+    value = {"half": jnp.float16([300.0, 400.0]), "single": jnp.float32([1200.0])}
+
+    assert global_l2_norm(value).dtype == jnp.float32
+    assert float(global_l2_norm(value)) == 1300.0
