@@ -74,7 +74,7 @@ def test_key_dtypes_are_those_of_jax(impl: str) -> None:
     ],
 )
 def test_other_dtypes_are_refused(spec) -> None:
-    """Text, objects, dates, records and abstract classes are no dtypes; the error is a NotImplementedError as in TFF."""
+    """Text, objects, dates, records and abstract classes are no dtypes; the error is that of TFF."""
     with pytest.raises(errors.UnsupportedTypeError, match="no tensor type with this dtype") as info:
         TensorType(spec)
 

@@ -150,7 +150,7 @@ def test_containers_are_part_of_equality() -> None:
 def test_look_alike_named_tuples_are_different_containers() -> None:
     """A container is its class, not its name."""
     elements = [("x", INT32), ("y", INT32)]
-    twin = NamedTuple("Point", [("x", object), ("y", object)])
+    twin = collections.namedtuple("Point", ["x", "y"])
 
     assert StructType(elements, Point) != StructType(elements, twin)
 
