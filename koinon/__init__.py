@@ -13,11 +13,23 @@
 69.8
 """
 
-from koinon import backends, compiler, types
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from koinon import backends, compiler, errors, types
 from koinon.computation import (
     Batch,
     Cohort,
     Computation,
+    PackedSequences,
+    PolymorphicComputation,
+    Sequence,
+    Value,
+    annotate_clip,
+    annotate_noise,
     federated_aggregate,
     federated_broadcast,
     federated_collect,
@@ -37,15 +49,14 @@ from koinon.computation import (
     federated_value,
     federated_zip,
     jax_computation,
-    PackedSequences,
-    PolymorphicComputation,
-    Sequence,
     sequence_map,
     sequence_reduce,
     sequence_sum,
-    Value,
 )
 from koinon.types import CLIENTS, SERVER, to_type
+
+if TYPE_CHECKING:
+    from koinon import aggregators, learning, program, simulation, templates
 
 __version__ = "0.1.0"
 
@@ -59,8 +70,12 @@ __all__ = [
     "PolymorphicComputation",
     "Sequence",
     "Value",
+    "aggregators",
+    "annotate_clip",
+    "annotate_noise",
     "backends",
     "compiler",
+    "errors",
     "federated_aggregate",
     "federated_broadcast",
     "federated_collect",
@@ -80,9 +95,26 @@ __all__ = [
     "federated_value",
     "federated_zip",
     "jax_computation",
+    "learning",
+    "program",
     "sequence_map",
     "sequence_reduce",
     "sequence_sum",
+    "simulation",
+    "templates",
     "to_type",
     "types",
 ]
+
+# Imported when they are first used: a program that needs the language alone does not wait for optax.
+_LAZY = frozenset({"aggregators", "learning", "program", "simulation", "templates"})
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"koinon.{name}")
+    raise AttributeError(f"module 'koinon' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

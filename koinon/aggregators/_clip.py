@@ -34,7 +34,7 @@ from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._checks import mismatch
 from koinon.templates._estimation import EstimationProcess
 from koinon.templates._measured import MeasuredProcessOutput
-from koinon.types import SERVER, StructType, TensorType, at_clients, at_server, to_type
+from koinon.types import SERVER, StructType, TensorType, at_clients, at_server, strip_placement, to_type
 
 _NORM = TensorType(jnp.float32)
 
@@ -43,9 +43,9 @@ class _Names(NamedTuple):
     """What the state and the measurements call a bound."""
 
     norm: str
-    count_state: str
+    limited_count_agg: str
     inner: str
-    count: str
+    limited_count: str
 
 
 _CLIPPING = _Names("clipping_norm", "clipped_count_agg", "clipping", "clipped_count")
@@ -132,9 +132,7 @@ def zeroing_factory(
     norms = {1.0: global_l1_norm, 2.0: global_l2_norm, math.inf: global_inf_norm}
     if norm_order not in norms:
         raise KoinonValueError("There is no norm of this order.", expected="1.0, 2.0 or math.inf", found=norm_order)
-    return _bound(
-        zeroing_norm, inner_agg_factory, zeroed_count_sum_factory, norms[norm_order], _zero, _ZEROING
-    )
+    return _bound(zeroing_norm, inner_agg_factory, zeroed_count_sum_factory, norms[norm_order], _zero, _ZEROING)
 
 
 def _clip(value: Any, norm: jax.Array, bound: jax.Array) -> tuple[Any, jax.Array]:
@@ -168,7 +166,7 @@ def _bound(
     _check_norm_process(norms, names.norm)
     check_factory(inner_factory, "inner_agg_factory")
     count_factory = SumFactory() if count_factory is None else count_factory
-    check_unweighted_factory(count_factory, f"{names.count}_sum_factory")
+    check_unweighted_factory(count_factory, f"{names.limited_count}_sum_factory")
     counts = count_factory.create(TensorType(jnp.int32))
 
     def limit_client(value: Any, bound: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -179,8 +177,8 @@ def _bound(
     def create(value_type: ValueType, *weight_type: ValueType) -> AggregationProcess:
         check_floats(value_type, f"The {names.inner} of values")
         inner = inner_factory.create(value_type, *weight_type)
-        parts = {names.norm: norms, "inner_agg": inner, names.count_state: counts}
-        state_type = StructType([(name, part.state_type.member) for name, part in parts.items()], OrderedDict)
+        parts = {names.norm: norms, "inner_agg": inner, names.limited_count_agg: counts}
+        state_type = StructType([(name, strip_placement(part.state_type)) for name, part in parts.items()], OrderedDict)
 
         @federated_computation
         def initialize_fn() -> Any:
@@ -192,12 +190,12 @@ def _bound(
             bound = norms.report(state[names.norm])
             limited, value_norm, is_limited = federated_map(limit_client, (value, federated_broadcast(bound)))
             aggregate = inner.next(state["inner_agg"], limited, *weight)
-            count = counts.next(state[names.count_state], is_limited)
+            count = counts.next(state[names.limited_count_agg], is_limited)
             new_states = (norms.next(state[names.norm], value_norm), aggregate.state, count.state)
             measurements = (
                 (names.inner, aggregate.measurements),
                 (names.norm, bound),
-                (names.count, count.result),
+                (names.limited_count, count.result),
             )
             return MeasuredProcessOutput(
                 federated_zip(OrderedDict(zip(parts, new_states, strict=True))),
@@ -258,7 +256,10 @@ def _check_norm_process(process: EstimationProcess, label: str) -> None:
     result = process.next.type_signature.result
     if not process.state_type.is_assignable_from(result):
         raise mismatch(
-            KoinonTypeError, f"The `next` of `{label}` must return its state and nothing else.", process.state_type, result
+            KoinonTypeError,
+            f"The `next` of `{label}` must return its state and nothing else.",
+            process.state_type,
+            result,
         )
     report = process.report.type_signature.result
     if not at_server(_NORM).is_assignable_from(report):

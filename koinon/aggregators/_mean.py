@@ -21,7 +21,7 @@ from koinon.aggregators._sum import SumFactory
 from koinon.computation import federated_computation, federated_map, federated_value, federated_zip
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._measured import MeasuredProcessOutput
-from koinon.types import CLIENTS, StructType, TensorType, at_clients, at_server, is_sum_compatible
+from koinon.types import CLIENTS, StructType, TensorType, at_clients, at_server, is_sum_compatible, strip_placement
 
 
 @final
@@ -91,7 +91,7 @@ class MeanFactory(WeightedAggregationFactory):
             )
 
         parts = {"value_sum_process": values, "weight_sum_process": weights}
-        state_type = StructType([(name, part.state_type.member) for name, part in parts.items()], OrderedDict)
+        state_type = StructType([(name, strip_placement(part.state_type)) for name, part in parts.items()], OrderedDict)
 
         @federated_computation(at_server(state_type), at_clients(value_type), at_clients(weight_type))
         def next_fn(state: Any, value: Any, weight: Any) -> Any:
@@ -155,7 +155,7 @@ class UnweightedMeanFactory(UnweightedAggregationFactory):
         def initialize_fn() -> Any:
             return federated_zip((values.initialize(), counts.initialize()))
 
-        state_type = StructType([values.state_type.member, counts.state_type.member], tuple)
+        state_type = StructType([strip_placement(values.state_type), strip_placement(counts.state_type)], tuple)
 
         @federated_computation(at_server(state_type), at_clients(value_type))
         def next_fn(state: Any, value: Any) -> Any:
@@ -182,4 +182,6 @@ def _divide(value_sum: Any, weight_sum: Any) -> Any:
 def _divide_no_nan(value_sum: Any, weight_sum: Any) -> Any:
     is_zero = weight_sum == 0
     divisor = jnp.where(is_zero, jnp.ones_like(weight_sum), weight_sum)
-    return jax.tree.map(lambda leaf: jnp.where(is_zero, 0, leaf / divisor.astype(leaf.dtype)).astype(leaf.dtype), value_sum)
+    return jax.tree.map(
+        lambda leaf: jnp.where(is_zero, 0, leaf / divisor.astype(leaf.dtype)).astype(leaf.dtype), value_sum
+    )

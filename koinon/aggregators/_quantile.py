@@ -24,7 +24,7 @@ from koinon.computation import (
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._estimation import EstimationProcess
 from koinon.templates._measured import MeasuredProcessOutput
-from koinon.types import SERVER, StructType, TensorType, at_clients, at_server, to_type
+from koinon.types import SERVER, StructType, TensorType, at_clients, at_server, strip_placement, to_type
 
 _RECORD = StructType([("below", TensorType(jnp.int32)), ("count", TensorType(jnp.int32))], dict)
 
@@ -37,7 +37,8 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
 
         C <- C * exp(-learning_rate * (b - q))
 
-    Type: `initialize ( -> S@SERVER)`, `next (<S@SERVER,{float32}@CLIENTS> -> S@SERVER)`, `report (S@SERVER -> float32@SERVER)`
+    Type: `initialize ( -> S@SERVER)`, `next (<S@SERVER,{float32}@CLIENTS> -> S@SERVER)`,
+    `report (S@SERVER -> float32@SERVER)`
 
     A client sends two bits, whether its number is at most the estimate and a one to be counted, which an aggregation
     of the caller's choice sums; the process is as private as that aggregation. A round without clients leaves the
@@ -47,7 +48,8 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
       initial_estimate: the estimate before the first round, a positive float.
       target_quantile: `q`, a float in [0, 1].
       learning_rate: the step size of the logarithm of the estimate, a positive float.
-      record_aggregation_factory: sums `<below=int32,count=int32>`, each 0 or 1, over the clients; `SumFactory()` if None.
+      record_aggregation_factory: sums `<below=int32,count=int32>`, each 0 or 1, over the clients; `SumFactory()` if
+        None.
 
     Raises:
       TypeError: if a number is not a float, or the factory is not an `UnweightedAggregationFactory`.
@@ -93,7 +95,7 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
             return federated_zip(OrderedDict(current_estimate=estimate, record_agg=records.initialize()))
 
         state_type = StructType(
-            [("current_estimate", TensorType(jnp.float32)), ("record_agg", records.state_type.member)],
+            [("current_estimate", TensorType(jnp.float32)), ("record_agg", strip_placement(records.state_type))],
             OrderedDict,
         )
 
@@ -138,8 +140,8 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
           ValueError: if a number is out of its range.
 
         Example:
-          >>> import koinon as ko
-          >>> process = ko.aggregators.PrivateQuantileEstimationProcess.no_noise(1.0, 0.5, 0.2, multiplier=2.0, increment=1.0)
+          >>> from koinon.aggregators import PrivateQuantileEstimationProcess
+          >>> process = PrivateQuantileEstimationProcess.no_noise(1.0, 0.5, 0.2, multiplier=2.0, increment=1.0)
           >>> float(process.report(process.initialize()))
           3.0
         """

@@ -21,11 +21,13 @@ class Fold:
     Attributes:
       zero: the empty accumulator, a list of arrays.
       add: the accumulator with the operands of one client.
+      merge: two accumulators as one, as if their clients had come one after the other.
       finish: the result, in koinon's own form, and a dictionary of error flags, from the accumulator.
     """
 
     zero: list[Any]
     add: Callable[[list[Any], Any], list[Any]]
+    merge: Callable[[list[Any], list[Any]], list[Any]]
     finish: Callable[[list[Any]], tuple[Any, dict[str, Any]]]
 
 
@@ -55,6 +57,10 @@ def fold_of(step: Step, constants: Any) -> Fold:
             raise ValueError(f"{step.operator} is no fold")
 
 
+def _sums(left: list[Any], right: list[Any]) -> list[Any]:
+    return [a + b for a, b in zip(left, right, strict=True)]
+
+
 def _member(type_: Type) -> Type:
     return type_.member if isinstance(type_, FederatedType) else type_
 
@@ -63,7 +69,8 @@ def _sum(step: Step) -> Fold:
     member = _member(step.node.type.result)
     return Fold(
         zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in tensor_types(member)],
-        add=lambda total, value: [a + b for a, b in zip(total, flatten(member, value), strict=True)],
+        add=lambda total, value: _sums(total, flatten(member, value)),
+        merge=_sums,
         finish=lambda total: (unflatten(member, total), {}),
     )
 
@@ -94,7 +101,7 @@ def _mean(step: Step) -> Fold:
         return unflatten(member, means), {}
 
     zero = [jnp.zeros(leaf.shape, dtype) for leaf, dtype in zip(leaves, wide, strict=True)]
-    return Fold(zero + [jnp.zeros((), dtype) for dtype in wide], add, finish)
+    return Fold(zero + [jnp.zeros((), dtype) for dtype in wide], add, _sums, finish)
 
 
 def _extremum(step: Step, op: Callable[[Any, Any], Any], start: Callable[[Any], Any]) -> Fold:
@@ -102,6 +109,7 @@ def _extremum(step: Step, op: Callable[[Any, Any], Any], start: Callable[[Any], 
     return Fold(
         zero=[jnp.full(leaf.shape, start(leaf.dtype), leaf.dtype) for leaf in tensor_types(member)],
         add=lambda best, value: [op(a, b) for a, b in zip(best, flatten(member, value), strict=True)],
+        merge=lambda left, right: [op(a, b) for a, b in zip(left, right, strict=True)],
         finish=lambda best: (unflatten(member, best), {}),
     )
 
@@ -115,7 +123,7 @@ def _least(dtype: Any) -> Any:
 
 
 def _aggregate(step: Step, constants: Any) -> Fold:
-    _, zero, accumulate, _, report = constants
+    _, zero, accumulate, merge, report = constants
     _, _, accumulate_type, _, _ = operand_types(step.node)  # pyright: ignore[reportArgumentType]
     accumulator = accumulate_type.parameter[0]  # pyright: ignore[reportAttributeAccessIssue]
     leaves = tensor_types(accumulator)
@@ -123,6 +131,9 @@ def _aggregate(step: Step, constants: Any) -> Fold:
     return Fold(
         zero=start,
         add=lambda state, operands: flatten(accumulator, accumulate((unflatten(accumulator, state), operands[0]))),
+        merge=lambda left, right: flatten(
+            accumulator, merge((unflatten(accumulator, left), unflatten(accumulator, right)))
+        ),
         finish=lambda state: (report(unflatten(accumulator, state)), {}),
     )
 
@@ -195,10 +206,18 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
         result: list[Any] = []
         for row, bound, width in zip(rows, bounds, widths, strict=True):
             bad = bad | jnp.any((row < 0) | (row > bound.astype(row.dtype)))
-            digits = [a + b for a, b in zip(state[position : position + width], _to_digits(row), strict=True)]
+            digits = _sums(state[position : position + width], _to_digits(row))
             result.extend(_carry(digits))
             position += width
         return [bad, *result]
+
+    def merge(left: list[Any], right: list[Any]) -> list[Any]:
+        position, result = 1, [left[0] | right[0]]
+        for width in widths:
+            digits = _sums(left[position : position + width], right[position : position + width])
+            result.extend(_carry(digits))
+            position += width
+        return result
 
     def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
         position, totals, fits = 1, [], jnp.asarray(True)
@@ -212,7 +231,7 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
     zero: list[Any] = [jnp.asarray(False)]
     for leaf, width in zip(leaves, widths, strict=True):
         zero.extend([jnp.zeros(leaf.shape, jnp.int32) for _ in range(width)])
-    return Fold(zero, add, finish)
+    return Fold(zero, add, merge, finish)
 
 
 def _secure_modular_sum(step: Step, constants: Any) -> Fold:
@@ -231,5 +250,6 @@ def _secure_modular_sum(step: Step, constants: Any) -> Fold:
         add=lambda state, operands: [
             add_modulo(a, b, m) for a, b, m in zip(state, flatten(member, operands[0]), moduli, strict=True)
         ],
+        merge=lambda left, right: [add_modulo(a, b, m) for a, b, m in zip(left, right, moduli, strict=True)],
         finish=lambda state: (unflatten(member, state), {}),
     )

@@ -107,28 +107,34 @@ class ClientsFeeder:
             value = clients_values(self.type, value, self.path)
         return len(value)
 
-    def feed(self, value: Any, capacity: int) -> list[Any]:
-        """The leaves of the clients' values, with room for `capacity` clients."""
+    def feed(self, value: Any, capacity: int, room: int) -> list[Any]:
+        """The leaves of the clients' values.
+
+        Args:
+          value: one value for each client, or a cohort.
+          capacity: the number of clients that the arrays have room for.
+          room: the number of rows that follow the last example of a packed sequence.
+        """
         if isinstance(value, Cohort):
             if value.packed.element_type is not self._known_element:
                 check_cohort(self.type, value, self.path)
                 self._known_element = value.packed.element_type
-            room = (0, capacity - len(value))
-            return [(value.packed.device_buffers, np.pad(value.offsets, room), np.pad(value.lengths, room))]
+            padding = (0, capacity - len(value))
+            return [(value.packed.on_device(room), np.pad(value.offsets, padding), np.pad(value.lengths, padding))]
         leaves: list[Any] = []
-        _stack(self.type.member, list(value), self.path, capacity, leaves)
+        _stack(self.type.member, list(value), self.path, capacity, room, leaves)
         return leaves
 
 
-def _stack(type_: Type, values: list[Any], path: str, capacity: int, leaves: list[Any]) -> None:
+def _stack(type_: Type, values: list[Any], path: str, capacity: int, room: int, leaves: list[Any]) -> None:
     """Appends the stacked leaves of values of one type, in the order of the type."""
     if isinstance(type_, SequenceType):
-        leaves.append(_pack(type_, values, path, capacity))
+        leaves.append(_pack(type_, values, path, capacity, room))
     elif isinstance(type_, StructType) and not _made_of_tensors(type_):
         rows = [from_container(type_, value) for value in values]
         for i, (name, field) in enumerate(type_.items()):
             field_path = f"{path}.{name}" if name is not None else f"{path}[{i}]"
-            _stack(field, [row[i] for row in rows], field_path, capacity, leaves)
+            _stack(field, [row[i] for row in rows], field_path, capacity, room, leaves)
     else:
         layout = Layout(type_)
         rows = []
@@ -150,13 +156,13 @@ def _stack_leaf(type_: TensorType, rows: list[Any], capacity: int) -> Any:
     return stacked
 
 
-def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int) -> Any:
+def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int, room: int) -> Any:
     packed = [columns(type_, value, f"{path}[{i}]") for i, value in enumerate(values)]
     counts = [count for _, count in packed]
     lengths = np.zeros(capacity, np.int32)
     lengths[: len(counts)] = counts
     offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)[:-1]])
-    rows = bucket(sum(counts))
+    rows = bucket(sum(counts) + room)
     buffers = []
     for i, leaf in enumerate(leaf_types(type_.element)):
         pieces = [piece[i] for piece, count in packed if count]

@@ -1,22 +1,26 @@
-"""The local engine: a whole round is one XLA program on this machine."""
+"""The local engine: a whole round is one XLA program, or a few that all cores of this machine share."""
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from koinon._errors import KoinonError
+from koinon._errors import KoinonValueError
 from koinon.backends._feed import ClientsFeeder, ServerFeeder, bucket, result_builder
-from koinon.backends._program import ClientsArgument, Program, Rows
+from koinon.backends._optimize import largest_read_of, run_optimized
+from koinon.backends._program import ClientsArgument, Program, Rows, Segment, State
 from koinon.backends._reference import ReferenceBackend
 from koinon.backends._results import result_to_user
+from koinon.backends._schedule import available_cores, choose_lanes, choose_threads, clients_work, segments
 from koinon.backends._secure import input_out_of_range, total_out_of_range
 from koinon.compiler import PlanValue, plan
+from koinon.compiler._steps import plan_values
 from koinon.computation import Computation
 from koinon.computation._arguments import Unpacked
 from koinon.computation._flat import flatten, leaf_types, unflatten
@@ -34,18 +38,40 @@ from koinon.types import (
 
 
 class LocalBackend:
-    """Runs a computation as one compiled program; a second call with arguments of the same shapes compiles nothing.
+    """Runs a computation as compiled programs; a second call with arguments of the same shapes compiles nothing.
+
+    One seed and one cohort give the same bits on every run with the same options.
 
     Args:
       default_num_clients: how many clients there are in a call that has no argument placed at the clients.
+      lanes: how many clients run side by side in one loop; None lets the engine choose by the size of a step.
+      threads: on how many threads the clients run; None lets the engine choose, up to the cores of the machine.
+      deterministic: whether the clients run strictly in the order of the cohort, so that sums have one order whatever
+        the machine; slower where lanes or threads would help.
     """
 
-    def __init__(self, *, default_num_clients: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        default_num_clients: int = 0,
+        lanes: int | None = None,
+        threads: int | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        for name, option in (("lanes", lanes), ("threads", threads)):
+            if option is not None and (not isinstance(option, int) or isinstance(option, bool) or option < 1):
+                raise KoinonValueError(f"The option `{name}` must be a positive int, or None.", found=repr(option))
         self.default_num_clients = default_num_clients
+        self.lanes = 1 if deterministic else lanes
+        self.threads = 1 if deterministic else threads
+        self.deterministic = deterministic
         self._executables: weakref.WeakKeyDictionary[Computation, Executable] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        return f"LocalBackend(default_num_clients={self.default_num_clients})"
+        return (
+            f"LocalBackend(default_num_clients={self.default_num_clients}, lanes={self.lanes}, "
+            f"threads={self.threads}, deterministic={self.deterministic})"
+        )
 
     def invoke(self, computation: Computation, argument: Any) -> Any:
         """Runs a computation on an argument given in a user's containers."""
@@ -54,7 +80,7 @@ class LocalBackend:
             if type_contains(computation.type_signature, _is_inner_function(computation.type_signature)):
                 # A function cannot enter or leave a compiled program.
                 return ReferenceBackend(default_num_clients=self.default_num_clients).invoke(computation, argument)
-            executable = self._executables[computation] = Executable(computation, self.default_num_clients)
+            executable = self._executables[computation] = Executable(computation, self)
         return executable(argument)
 
 
@@ -62,48 +88,150 @@ def _is_inner_function(whole: FunctionType) -> Callable[[Type], bool]:
     return lambda type_: isinstance(type_, FunctionType) and type_ is not whole
 
 
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(available_cores(), thread_name_prefix="koinon")
+
+
 class Executable:
     """A computation, planned, with the compiled programs for the shapes that it met.
 
     Args:
       computation: the computation.
-      default_num_clients: how many clients there are where no argument tells.
+      options: the engine with its options.
     """
 
-    def __init__(self, computation: Computation, default_num_clients: int) -> None:
+    def __init__(self, computation: Computation, options: LocalBackend) -> None:
         self._plan = plan(computation)
-        self._default_num_clients = default_num_clients
-        self._program = Program(self._plan)
+        self._options = options
+        self._program = Program(self._plan, run_optimized)
+        self._work = clients_work(self._plan)
+        self._room = largest_read_of(self._plan)
         self._type = computation.type_signature
         self._server: list[tuple[ServerFeeder, PlanValue]] = []
         self._clients: list[tuple[ClientsFeeder, PlanValue]] = []
         self._pick: Callable[[Any], list[Any]] = lambda _: []
         if self._type.parameter is not None:
             self._pick = self._feeders_of(self._type.parameter, self._plan.parameter, "")
-        self._results: list[PlanValue | Any] = []
+        self._results: list[tuple[Type, Any]] = []
         self._build = self._builder_of(self._type.result, self._plan.result)
-        self._run = jax.jit(self._flat_run, static_argnums=(3,))
+        self._stages = [number for number in range(len(self._plan.phases)) if self._program.has_clients(number)]
+        self._can_thread = bool(self._stages) and not any(self._program.has_rows(n) for n in self._stages)
+        self._whole = jax.jit(self._run_whole, static_argnums=(4, 5))
+        self._server_stage = jax.jit(self._run_server_stage, static_argnums=(0,))
+        self._clients_stage = jax.jit(self._run_clients_stage, static_argnums=(0, 4))
 
     def __call__(self, argument: Any) -> Any:
         """Runs the computation."""
         values = self._pick(argument)
         server = [feeder.feed(values[i]) for i, (feeder, _) in enumerate(self._server)]
-        client_values = values[len(self._server) :]
-        count = self._default_num_clients
-        if self._clients:
-            counts = [
-                (feeder.path, feeder.count(value))
-                for (feeder, _), value in zip(self._clients, client_values, strict=True)
-            ]
-            count = num_clients(counts, count)
+        given = values[len(self._server) :]
+        count = self._count(given)
         capacity = bucket(count)
         clients = [
-            feeder.feed(value, capacity) for (feeder, _), value in zip(self._clients, client_values, strict=True)
+            feeder.feed(value, capacity, self._room) for (feeder, _), value in zip(self._clients, given, strict=True)
         ]
-        leaves, flags = self._run(server, clients, np.int32(count), capacity)
+        lengths = _lengths(clients)
+        lanes = self._options.lanes or choose_lanes(self._work, capacity)
+        threads = self._threads(lengths, count)
+        parts = segments(lengths, count, capacity, lanes, threads)
+        if len(parts) == 1:
+            leaves, flags = self._whole(server, clients, parts[0], np.int32(count), capacity, lanes)
+        else:
+            leaves, flags = self._run_threads(server, clients, parts, lanes)
         if flags:
             self._raise_flags(jax.device_get(flags))
-        return self._build(iter(leaves), count, client_values)
+        return self._build(iter(leaves), count, given)
+
+    def _count(self, given: list[Any]) -> int:
+        """The number of clients that the arguments agree on."""
+        counts = [
+            (feeder.path, feeder.count(value)) for (feeder, _), value in zip(self._clients, given, strict=True)
+        ]
+        return num_clients(counts, self._options.default_num_clients)
+
+    def _threads(self, lengths: np.ndarray | None, count: int) -> int:
+        if not self._can_thread or lengths is None:
+            return 1
+        if self._options.threads is not None:
+            return max(1, min(self._options.threads, count))
+        return choose_threads(self._work, count, int(lengths[:count].sum()))
+
+    # --- the compiled programs ---------------------------------------------------------------------------------------
+
+    def _run_whole(
+        self, server: list[Any], clients: list[Any], segment: Segment, count: Any, capacity: int, lanes: int
+    ) -> Any:
+        """All in one program: the leaves of the result and the error flags."""
+        state = State(self._server_scope(server), self._client_scope(clients), {})
+        for number in range(len(self._plan.phases)):
+            self._program.begin(number, state)
+            if number in self._stages:
+                part = self._program.run_clients(number, state, segment, capacity, lanes)
+                self._program.end(number, state, [part], count)
+        return self._result_leaves(state), state.flags
+
+    def _run_threads(self, server: list[Any], clients: list[Any], parts: list[Segment], lanes: int) -> Any:
+        """One program for each stretch of the server's work, and one for the clients' that every thread runs."""
+        scope: Any = server
+        flags: dict[str, Any] = {}
+        done: list[Any] | None = None
+        for stage, number in enumerate(self._stages):
+            scope, raised = self._server_stage(stage, scope, done)
+            flags |= raised
+            run = functools.partial(self._clients_stage, number, scope, clients)
+            done = list(_pool().map(lambda part, run=run: run(part, lanes), parts))
+        leaves, raised = self._server_stage(len(self._stages), scope, done)
+        return leaves, flags | raised
+
+    def _run_server_stage(self, stage: int, scope: Any, parts: list[Any] | None) -> Any:
+        """From the end of one part at the clients to the begin of the next, or to the result."""
+        if parts is None:
+            state, first = State(self._server_scope(scope), {}, {}), 0
+        else:
+            state, first = State(dict(scope), {}, {}), self._stages[stage - 1] + 1
+            self._program.end(first - 1, state, parts, None)
+        is_last = stage == len(self._stages)
+        last = len(self._plan.phases) - 1 if is_last else self._stages[stage]
+        for number in range(first, last + 1):
+            self._program.begin(number, state)
+        if is_last:
+            return self._result_leaves(state), state.flags
+        needed = self._needed_from(last)
+        return {index: value for index, value in state.scope.items() if index in needed}, state.flags
+
+    def _run_clients_stage(self, number: int, scope: Any, clients: list[Any], segment: Segment, lanes: int) -> Any:
+        state = State(dict(scope), self._client_scope(clients), {})
+        return self._program.run_clients(number, state, segment, 1, lanes)
+
+    def _needed_from(self, number: int) -> set[int]:
+        """The values of the server that the phases from this one on, or the result, need."""
+        later = [
+            step.operands
+            for phase in self._plan.phases[number:]
+            for step in (*phase.server, *phase.clients, *phase.aggregations)
+        ]
+        made = [step.output for step in self._plan.phases[number].clients]
+        return {value.index for value in plan_values((*later, *made, self._plan.result))}
+
+    def _server_scope(self, server: list[Any]) -> dict[int, Any]:
+        scope: dict[int, Any] = {}
+        for (feeder, planned), leaves in zip(self._server, server, strict=True):
+            _bind_tree(planned, unflatten(feeder.member, leaves), scope)
+        return scope
+
+    def _client_scope(self, clients: list[Any]) -> dict[int, Any]:
+        return {
+            planned.index: ClientsArgument(feeder.type, leaves)
+            for (feeder, planned), leaves in zip(self._clients, clients, strict=True)
+        }
+
+    def _result_leaves(self, state: State) -> list[Any]:
+        leaves: list[Any] = []
+        for type_, result in self._results:
+            rows = state.clients.get(result.index) if isinstance(result, PlanValue) else None
+            leaves.extend(rows.leaves if isinstance(rows, Rows) else flatten(type_, _from_scope(result, state.scope)))
+        return leaves
 
     # --- arguments ---------------------------------------------------------------------------------------------------
 
@@ -131,24 +259,6 @@ class Executable:
             return lambda argument: _top_fields(type_, argument, order)
         return lambda argument: [_at(type_, argument, place) for place in ordered]
 
-    def _flat_run(self, server: list[Any], clients: list[Any], count: Any, capacity: int) -> Any:
-        """The program: from the leaves of the argument to those of the result and the error flags."""
-        server_scope: dict[int, Any] = {}
-        for (feeder, planned), leaves in zip(self._server, server, strict=True):
-            _bind_tree(planned, unflatten(feeder.member, leaves), server_scope)
-        client_scope = {
-            planned.index: ClientsArgument(feeder.type, leaves)
-            for (feeder, planned), leaves in zip(self._clients, clients, strict=True)
-        }
-        scope, rows, flags = self._program.run(server_scope, client_scope, jnp.asarray(count, jnp.int32), capacity)
-        leaves: list[Any] = []
-        for type_, result in self._results:
-            if isinstance(result, PlanValue) and result.index in rows:
-                leaves.extend(_rows_of(rows[result.index]))
-            else:
-                leaves.extend(flatten(type_, _from_scope(result, scope)))
-        return leaves, flags
-
     # --- results -----------------------------------------------------------------------------------------------------
 
     def _builder_of(self, type_: Type, value: Any) -> Callable[[Any, int, list[Any]], Any]:
@@ -168,21 +278,14 @@ class Executable:
         build, size = result_builder(member), len(leaf_types(member))
         return lambda leaves, count, given: build([next(leaves) for _ in range(size)])
 
-    def _raise_flags(self, flags: list[Any]) -> None:
-        for (operator, kind), raised in zip(self._program.flags, flags, strict=True):
+    def _raise_flags(self, flags: dict[str, Any]) -> None:
+        for name, raised in flags.items():
             if raised:
-                error: KoinonError = (
-                    input_out_of_range(operator, "a client of the cohort")
-                    if kind == "input"
-                    else total_out_of_range(operator, self._dtype_of(operator))
-                )
-                raise error
-
-    def _dtype_of(self, operator: str) -> Any:
-        for step in self._plan.steps():
-            if step.operator == operator:
-                return leaf_types(step.output.member)[0].dtype
-        raise KeyError(operator)
+                index, kind = name.split()
+                step = next(step for step in self._plan.steps() if str(step.output.index) == index)
+                if kind == "input":
+                    raise input_out_of_range(step.operator, "a client of the cohort")
+                raise total_out_of_range(step.operator, leaf_types(step.output.member)[0].dtype)
 
 
 def _top_fields(type_: StructType, argument: Any, order: list[int]) -> list[Any]:
@@ -214,8 +317,9 @@ def _from_scope(value: Any, scope: dict[int, Any]) -> Any:
     return scope[value.index] if isinstance(value, PlanValue) else value
 
 
-def _rows_of(rows: Rows) -> list[Any]:
-    return rows.leaves
+def _lengths(clients: list[Any]) -> np.ndarray | None:
+    """The number of examples of each client, where the arguments have sequences."""
+    return next((leaf[2] for leaves in clients for leaf in leaves if isinstance(leaf, tuple)), None)
 
 
 def _client_results(type_: Type, leaves: Any, count: int) -> list[Any]:

@@ -1,23 +1,24 @@
-"""A plan as one function of JAX: what the local engine compiles.
+"""A plan as functions of JAX: what the local engine compiles.
 
-The clients of a phase run one after the other in a loop with a dynamic trip count. Aggregations accumulate in the
-loop's carry, so that memory does not grow with the cohort; what a later phase or the result needs of each client is
-kept in rows, one for each client.
+The clients of a phase run in a loop with a dynamic trip count, one after the other or in lanes, a few side by side.
+Aggregations accumulate in the loop's carry, so that memory does not grow with the cohort; what a later phase or the
+result needs of each client is kept in rows, one for each client.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from koinon._errors import NotCompilableError
-from koinon.backends._aggregate import fold_of
-from koinon.compiler import Phase, Plan, PlanValue, Step
+from koinon.backends._aggregate import Fold, fold_of
+from koinon.compiler import Plan, PlanValue, Step
 from koinon.compiler._steps import plan_values
+from koinon.computation import INTRINSICS
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import (
     SEQUENCE_HANDLERS,
@@ -27,39 +28,13 @@ from koinon.computation._evaluate import (
     OperatorFunction,
 )
 from koinon.computation._flat import flatten, unflatten
-from koinon.computation._local import apply_local
 from koinon.computation._sequence import PackedView, Sequence
-from koinon.types import FederatedType, SequenceType, StructType, Type, strip_placement
+from koinon.types import CLIENTS, FederatedType, FunctionType, SequenceType, StructType, Type, strip_placement
 
-
-def _unplaced_only(node: Any, argument: Any) -> Any:
-    raise NotCompilableError(f"The operator {node.name} cannot be used inside a function that is mapped.")
-
-
-_RUNTIME = Evaluator(
-    {
-        **SEQUENCE_HANDLERS,
-        **{name: _unplaced_only for name in ("federated_map", "federated_zip")},
-    }
-)
+_COMMON = ("federated_broadcast", "federated_value_at_clients")
 
 Scope = Mapping[int, Any]
-
-
-def resolve(value: Any, scope: Scope) -> Any:
-    """Operands with plan values replaced by what they are, and functions that run on those."""
-    if isinstance(value, tuple):
-        return tuple([resolve(field, scope) for field in value])
-    if isinstance(value, PlanValue):
-        return scope.get(value.index)
-    if isinstance(value, Closure):
-        names = ir.free_names(value.node)
-        return Closure(_RUNTIME, value.node, {name: resolve(value.scope[name], scope) for name in names})
-    if isinstance(value, LocalFunction):
-        return LocalFunction(value.node, apply_local)
-    if isinstance(value, OperatorFunction):
-        return _RUNTIME.evaluate(value.node, {})
-    return value
+RunLocal = Callable[[ir.Local, Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +43,8 @@ class ClientsArgument:
 
     Attributes:
       type: `{T}@CLIENTS`.
-      leaves: for each leaf of a member that is made of tensors, its values stacked over the clients; of a sequence its
-        buffers, then the clients' offsets and lengths.
+      leaves: for each leaf of a member that is made of tensors, its values stacked over the clients; for a sequence
+        its buffers, and the clients' offsets and lengths.
     """
 
     type: FederatedType
@@ -85,62 +60,116 @@ def _client_value(type_: Type, leaves: Any, index: Any) -> Any:
         return tuple([_client_value(field, leaves, index) for _, field in type_.items()])
     if isinstance(type_, SequenceType):
         buffers, offsets, lengths = next(leaves)
-        return Sequence(PackedView(type_.element, buffers, offsets[index], lengths[index]))
+        return Sequence(PackedView(type_.element, buffers, offsets[index], lengths[index], padded=True))
     return next(leaves)[index]
 
 
+@dataclasses.dataclass(frozen=True)
 class Rows:
     """Values of the clients of an earlier phase, one row for each."""
 
-    def __init__(self, type_: Type, leaves: list[Any]) -> None:
-        self.type = type_
-        self.leaves = leaves
+    type: Type
+    leaves: list[Any]
 
     def at(self, index: Any) -> Any:
         """The value of one client."""
         return unflatten(self.type, [leaf[index] for leaf in self.leaves])
 
 
+jax.tree_util.register_dataclass(Rows, data_fields=["leaves"], meta_fields=["type"])
+jax.tree_util.register_dataclass(ClientsArgument, data_fields=["leaves"], meta_fields=["type"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A stretch of the cohort that one loop runs over.
+
+    Attributes:
+      order: int32 `[clients]`, positions in the cohort.
+      start: int32, the first entry of `order` to run.
+      stop: int32, the end of the entries to run.
+    """
+
+    order: Any
+    start: Any
+    stop: Any
+
+
+jax.tree_util.register_dataclass(Segment, data_fields=["order", "start", "stop"], meta_fields=[])
+
+
+@dataclasses.dataclass
+class State:
+    """What has been computed so far.
+
+    Attributes:
+      scope: the values of the server, and what all clients have in common, by the index of their plan value.
+      clients: the values of the clients, arguments and rows, likewise.
+      flags: error flags that were raised on the way, by operator and kind.
+    """
+
+    scope: dict[int, Any]
+    clients: dict[int, Any]
+    flags: dict[str, Any]
+
+
+jax.tree_util.register_dataclass(State, data_fields=["scope", "clients", "flags"], meta_fields=[])
+
+
 class Program:
-    """A plan as a function of flat arguments.
+    """The stages of a plan.
+
+    For each phase: `begin` runs the server's part, `run_clients` the clients' on a segment of the cohort, and `end`
+    makes the aggregates of what the segments accumulated.
 
     Args:
       plan: the plan.
+      run_local: how a program of JAX runs on a value.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, run_local: RunLocal) -> None:
         self.plan = plan
-        self.flags: list[tuple[str, str]] = []
+        self._run_local = run_local
+        handlers = {name: _refuse_placed for name in INTRINSICS} | SEQUENCE_HANDLERS
+        self._evaluator = Evaluator(handlers, run_local)
+        self._kept = [self._find_kept(number) for number in range(len(plan.phases))]
 
-    def run(
-        self, server: Mapping[int, Any], clients: Mapping[int, ClientsArgument], count: Any, capacity: int
-    ) -> tuple[dict[int, Any], dict[int, Rows], list[Any]]:
-        """Runs the plan.
+    # --- what a phase consists of ------------------------------------------------------------------------------------
 
-        Args:
-          server: the parts of the argument that are the server's, by the index of their plan value.
-          clients: the parts that are the clients', likewise.
-          count: int32, the number of clients.
-          capacity: the number of rows that hold values of clients, at least `count`.
+    def has_clients(self, number: int) -> bool:
+        """Whether the clients have anything to do in a phase."""
+        return bool(self.plan.phases[number].aggregations or self._kept[number])
 
-        Returns:
-          The values of the server, rows of the clients that the result needs, and error flags (see `flags`).
-        """
-        scope: dict[int, Any] = dict(server)
-        at_clients: dict[int, Any] = dict(clients)
-        flags: list[Any] = []
-        self.flags = []
-        for number, phase in enumerate(self.plan.phases):
-            for step in phase.server:
-                _bind(step.output, self._server_step(step, scope), scope)
-            self._run_clients(phase, self._kept(number), scope, at_clients, count, capacity, flags)
-        return scope, {i: rows for i, rows in at_clients.items() if isinstance(rows, Rows)}, flags
+    def has_rows(self, number: int) -> bool:
+        """Whether a phase keeps something of each single client."""
+        collects = any(step.operator == "federated_collect" for step in self.plan.phases[number].aggregations)
+        return collects or bool(self._kept[number])
+
+    def _find_kept(self, number: int) -> list[PlanValue]:
+        """The clients' values of a phase that a later phase or the result needs."""
+        phase = self.plan.phases[number]
+        made = [v for step in phase.clients if step.operator not in _COMMON for v in plan_values(step.output)]
+        later = [s.operands for p in self.plan.phases[number + 1 :] for s in (*p.clients, *p.aggregations)]
+        needed = {value.index for value in plan_values((*later, self.plan.result))}
+        return [value for value in made if value.index in needed]
+
+    # --- the server's part -------------------------------------------------------------------------------------------
+
+    def begin(self, number: int, state: State) -> None:
+        """Runs the server's part of a phase, and what all clients have in common."""
+        phase = self.plan.phases[number]
+        for step in phase.server:
+            _bind(step.output, self._server_step(step, state.scope), state.scope)
+        for step in phase.clients:
+            if step.operator in _COMMON:
+                state.scope[step.output.index] = self._resolve(step.operands, state.scope)
 
     def _server_step(self, step: Step, scope: Scope) -> Any:
-        operands = resolve(step.operands, scope)
+        operands = self._resolve(step.operands, scope)
         match step.operator:
             case "local":
-                return LocalFunction(step.node, apply_local)(operands)  # pyright: ignore[reportArgumentType]
+                assert isinstance(step.node, ir.Local)
+                return self._run_local(step.node, operands)
             case "federated_map":
                 return operands[0](operands[1])
             case "federated_eval_at_server":
@@ -148,94 +177,90 @@ class Program:
             case "federated_zip" | "federated_value_at_server":
                 return operands
             case _:
-                return self._sequence_step(step, operands)
+                return _on_sequences(step, operands)
 
-    def _sequence_step(self, step: Step, operands: Any) -> Any:
-        return SEQUENCE_HANDLERS[step.operator](_without_placements(step), operands)
+    # --- the clients' part -------------------------------------------------------------------------------------------
 
-    def _kept(self, number: int) -> list[PlanValue]:
-        """The clients' values of a phase that a later phase or the result needs."""
-        made = {
-            value.index: value for step in self.plan.phases[number].clients for value in plan_values(step.output)
-        }
-        later = [step.operands for phase in self.plan.phases[number + 1 :] for step in (*phase.clients, *phase.aggregations)]
-        needed = {value.index for value in plan_values((*later, self.plan.result))}
-        broadcasts = {
-            value.index
-            for step in self.plan.phases[number].clients
-            if step.operator in ("federated_broadcast", "federated_value_at_clients")
-            for value in plan_values(step.output)
-        }
-        return [value for index, value in made.items() if index in needed and index not in broadcasts]
+    def run_clients(self, number: int, state: State, segment: Segment, capacity: int, lanes: int) -> Any:
+        """Runs the clients' part of a phase on a segment of the cohort.
 
-    def _run_clients(
-        self,
-        phase: Phase,
-        kept: list[PlanValue],
-        scope: dict[int, Any],
-        at_clients: dict[int, Any],
-        count: Any,
-        capacity: int,
-        flags: list[Any],
-    ) -> None:
-        for step in phase.clients:
-            # What every client has in common is computed once.
-            if step.operator in ("federated_broadcast", "federated_value_at_clients"):
-                scope[step.output.index] = resolve(step.operands, scope)
-        folds = [
-            (step, fold_of(step, resolve(step.operands, scope)))
-            for step in phase.aggregations
-            if step.operator != "federated_collect"
-        ]
-        collected = [step for step in phase.aggregations if step.operator == "federated_collect"]
-        if not folds and not collected and not kept:
-            return
-        in_rows = [*kept, *[step.operands for step in collected]]
+        Args:
+          number: the phase.
+          state: what has been computed before.
+          segment: the clients to run.
+          capacity: the number of rows for values that are kept of each client.
+          lanes: how many clients run side by side.
+
+        Returns:
+          The accumulators of the aggregations, and the rows.
+        """
+        phase = self.plan.phases[number]
+        folds = self._folds(number, state.scope)
+        collected = [step.operands for step in phase.aggregations if step.operator == "federated_collect"]
+        in_rows: list[PlanValue] = [*self._kept[number], *collected]
+        wanted = {v.index for step, _ in folds for v in plan_values(step.operands) if v.placement is CLIENTS}
+        wanted |= {value.index for value in in_rows}
 
         def one_client(index: Any) -> dict[int, Any]:
-            local = dict(scope)
-            for value_index, argument in at_clients.items():
-                local[value_index] = argument.at(index)
+            scope = dict(state.scope)
+            for value_index, argument in state.clients.items():
+                scope[value_index] = argument.at(index)
             for step in phase.clients:
-                if step.operator not in ("federated_broadcast", "federated_value_at_clients"):
-                    _bind(step.output, self._client_step(step, local, index), local)
-            return local
+                if step.operator not in _COMMON:
+                    _bind(step.output, self._client_step(step, scope, index), scope)
+            return {value_index: scope[value_index] for value_index in wanted}
 
-        def body(index: Any, carry: Any) -> Any:
-            states, rows = carry
-            local = one_client(index)
-            states = [
-                fold.add(state, resolve(step.operands, local)) for (step, fold), state in zip(folds, states, strict=True)
+        def accumulate(accumulators: list[Any], values: dict[int, Any]) -> list[Any]:
+            scope = {**state.scope, **values}
+            return [
+                fold.add(accumulator, self._resolve(step.operands, scope))
+                for (step, fold), accumulator in zip(folds, accumulators, strict=True)
             ]
-            new_rows = [flatten(value.member, local[value.index]) for value in in_rows]
-            rows = [
-                [jax.lax.dynamic_update_index_in_dim(old, new, index, 0) for old, new in zip(leaves, row, strict=True)]
-                for leaves, row in zip(rows, new_rows, strict=True)
-            ]
-            return states, rows
 
-        row_shapes = (
-            jax.eval_shape(lambda: [flatten(v.member, one_client(jnp.int32(0))[v.index]) for v in in_rows])
-            if in_rows
-            else []
-        )
-        rows = [[jnp.zeros((capacity, *leaf.shape), leaf.dtype) for leaf in leaves] for leaves in row_shapes]
-        states, rows = jax.lax.fori_loop(0, count, body, ([fold.zero for _, fold in folds], rows))
-        for (step, fold), state in zip(folds, states, strict=True):
-            result, raised = fold.finish(state)
-            scope[step.output.index] = result
-            for name, flag in raised.items():
-                self.flags.append((step.operator, name))
-                flags.append(flag)
-        for value, leaves in zip(kept, rows, strict=False):
-            at_clients[value.index] = Rows(value.member, leaves)
-        for step, leaves in zip(collected, rows[len(kept) :], strict=True):
-            element = step.operands.member
-            view = PackedView(element, tuple(leaves), jnp.int32(0), jnp.asarray(count, jnp.int32))
-            scope[step.output.index] = Sequence(view)
+        def rows_of(values: dict[int, Any]) -> list[list[Any]]:
+            return [flatten(value.member, values[value.index]) for value in in_rows]
 
-    def _client_step(self, step: Step, local: Scope, index: Any) -> Any:
-        operands = resolve(step.operands, local)
+        def run_one(position: Any, carry: Any) -> Any:
+            accumulators, rows = carry
+            index = segment.order[position]
+            values = one_client(index)
+            return accumulate(accumulators, values), _put(rows, rows_of(values), index)
+
+        def run_lanes(group: Any, carry: Any) -> Any:
+            accumulators, rows = carry
+            first = segment.start + group * lanes
+            positions = first + jnp.arange(lanes, dtype=jnp.int32)
+            indices = segment.order[jnp.minimum(positions, segment.stop - 1)]
+            values = jax.vmap(one_client)(indices)
+            accumulators = jax.lax.fori_loop(
+                0,
+                jnp.minimum(lanes, segment.stop - first),
+                lambda lane, a: accumulate(a, jax.tree.map(lambda leaf: leaf[lane], values)),
+                accumulators,
+            )
+            # Rows of lanes without a client go nowhere.
+            places = jnp.where(positions < segment.stop, indices, capacity)
+            stacked = jax.vmap(rows_of)(values) if in_rows else []
+            return accumulators, jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), rows, stacked)
+
+        shapes = jax.eval_shape(lambda: rows_of(one_client(jnp.int32(0)))) if in_rows else []
+        rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+        initial = ([fold.zero for _, fold in folds], rows)
+        if lanes == 1:
+            return jax.lax.fori_loop(segment.start, segment.stop, run_one, initial)
+        groups = (segment.stop - segment.start + lanes - 1) // lanes
+        return jax.lax.fori_loop(0, groups, run_lanes, initial)
+
+    def _folds(self, number: int, scope: Scope) -> list[tuple[Step, Fold]]:
+        """The aggregations of a phase that are folds; operands at the clients are not known here, and are None."""
+        return [
+            (step, fold_of(step, self._resolve(step.operands, scope)))
+            for step in self.plan.phases[number].aggregations
+            if step.operator != "federated_collect"
+        ]
+
+    def _client_step(self, step: Step, scope: Scope, index: Any) -> Any:
+        operands = self._resolve(step.operands, scope)
         match step.operator:
             case "federated_map":
                 return operands[0](operands[1])
@@ -247,18 +272,64 @@ class Program:
                 return jax.random.fold_in(operands, index)
             case "federated_select" | "federated_secure_select":
                 keys, _, value, function = operands
-                sequence_type = step.output.member
-                rows = jax.vmap(lambda key: flatten(sequence_type.element, function((value, key))))(keys)
-                return Sequence(
-                    PackedView(sequence_type.element, tuple(rows), jnp.int32(0), jnp.int32(keys.shape[0]))
-                )
+                element = step.output.member.element
+                rows = jax.vmap(lambda key: flatten(element, function((value, key))))(keys)
+                return Sequence(PackedView(element, tuple(rows), jnp.int32(0), jnp.int32(keys.shape[0])))
             case _:
-                return self._sequence_step(step, operands)
+                return _on_sequences(step, operands)
+
+    def end(self, number: int, state: State, parts: list[Any], count: Any) -> None:
+        """Makes the aggregates of a phase from what each segment accumulated; rows come from a single segment."""
+        phase = self.plan.phases[number]
+        folds = self._folds(number, state.scope)
+        accumulators, rows = parts[0]
+        for others, _ in parts[1:]:
+            accumulators = [
+                fold.merge(a, b) for (_, fold), a, b in zip(folds, accumulators, others, strict=True)
+            ]
+        for (step, fold), accumulator in zip(folds, accumulators, strict=True):
+            state.scope[step.output.index], raised = fold.finish(accumulator)
+            for kind, flag in raised.items():
+                state.flags[f"{step.output.index} {kind}"] = flag
+        kept = self._kept[number]
+        for value, leaves in zip(kept, rows[: len(kept)], strict=True):
+            state.clients[value.index] = Rows(value.member, leaves)
+        collects = [step for step in phase.aggregations if step.operator == "federated_collect"]
+        for step, leaves in zip(collects, rows[len(kept) :], strict=True):
+            view = PackedView(step.operands.member, tuple(leaves), jnp.int32(0), jnp.asarray(count, jnp.int32))
+            state.scope[step.output.index] = Sequence(view)
+
+    # --- operands ----------------------------------------------------------------------------------------------------
+
+    def _resolve(self, value: Any, scope: Scope) -> Any:
+        """Operands with plan values replaced by what they are, and functions that run on those."""
+        if isinstance(value, tuple):
+            return tuple([self._resolve(field, scope) for field in value])
+        if isinstance(value, PlanValue):
+            return scope.get(value.index)
+        if isinstance(value, Closure):
+            names = ir.free_names(value.node)
+            captured = {name: self._resolve(value.scope[name], scope) for name in names}
+            return Closure(self._evaluator, value.node, captured)
+        if isinstance(value, LocalFunction):
+            return LocalFunction(value.node, self._run_local)
+        if isinstance(value, OperatorFunction):
+            return self._evaluator.evaluate(value.node, {})
+        return value
 
 
-def _without_placements(step: Step) -> Any:
+def _refuse_placed(node: ir.Intrinsic, argument: Any) -> Any:
+    raise NotCompilableError(
+        f"The operator {node.name} cannot be used inside a function that is mapped over placed values.",
+        found=node.type,
+    )
+
+
+def _on_sequences(step: Step, operands: Any) -> Any:
+    """An operator on placed sequences, where they are."""
     type_ = strip_placement(step.node.type)
-    return ir.Intrinsic(step.operator, type_)  # pyright: ignore[reportArgumentType]
+    assert isinstance(type_, FunctionType)
+    return SEQUENCE_HANDLERS[step.operator](ir.Intrinsic(step.operator, type_), operands)
 
 
 def _bind(output: Any, value: Any, scope: dict[int, Any]) -> None:
@@ -268,3 +339,6 @@ def _bind(output: Any, value: Any, scope: dict[int, Any]) -> None:
     else:
         scope[output.index] = value
 
+
+def _put(rows: list[Any], values: list[Any], index: Any) -> list[Any]:
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0), rows, values)

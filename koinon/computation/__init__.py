@@ -1,5 +1,6 @@
 """Typed computations over placed values: the decorators, the operators, and what engines need of them."""
 
+from koinon.computation._annotations import annotate_clip, annotate_noise
 from koinon.computation._computation import Computation, PolymorphicComputation
 from koinon.computation._context import Backend, current_backend, set_default_backend, using_backend
 from koinon.computation._data import Cohort, PackedSequences
@@ -43,6 +44,8 @@ __all__ = [
     "Route",
     "Sequence",
     "Value",
+    "annotate_clip",
+    "annotate_noise",
     "current_backend",
     "federated_aggregate",
     "federated_broadcast",

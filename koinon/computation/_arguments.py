@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from koinon._errors import ArgumentError
@@ -29,31 +30,40 @@ def match_arguments(parameter: Type | None, args: tuple[Any, ...], kwargs: dict[
     if not args and not kwargs:
         raise ArgumentError(f"Declared a parameter of type {parameter}, but got no arguments.")
     if not isinstance(parameter, StructType):
-        raise ArgumentError("A computation of one parameter takes one argument.", expected=parameter, found=_count(args, kwargs))
+        raise ArgumentError(
+            "A computation of one parameter takes one argument.", expected=parameter, found=_count(args, kwargs)
+        )
     if not kwargs and len(args) == len(parameter):
         return Unpacked(args)
-    names = [name for name, _ in parameter.items()]
-    return Unpacked(_match_by_name(parameter, names, args, kwargs))
+    return Unpacked(match_names([name for name, _ in parameter.items()], args, kwargs, parameter))
 
 
-def _match_by_name(
-    parameter: StructType, names: list[str | None], args: tuple[Any, ...], kwargs: dict[str, Any]
+def match_names(
+    names: Sequence[str | None], args: tuple[Any, ...], kwargs: dict[str, Any], expected: object
 ) -> tuple[Any, ...]:
+    """The arguments of a call in the order of the names of the parameters, as Python matches them."""
     if len(args) > len(names):
         raise ArgumentError(
-            f"The computation takes {len(names)} arguments.", expected=parameter, found=_count(args, kwargs)
+            f"The computation takes {len(names)} arguments.", expected=expected, found=_count(args, kwargs)
         )
-    given: dict[str | None, Any] = dict(kwargs)
     for name in names[: len(args)]:
-        if name in given:
-            raise ArgumentError(f"The argument {name!r} was given twice.", expected=parameter)
-    unused = [name for name in kwargs if name not in names]
-    if unused:
-        raise ArgumentError(f"The computation has no parameter {unused[0]!r}.", expected=parameter)
-    missing = [name or f"[{i}]" for i, name in enumerate(names) if i >= len(args) and name not in given]
-    if missing:
-        raise ArgumentError(f"The argument {missing[0]!r} is missing.", expected=parameter)
-    return (*args, *[given[name] for name in names[len(args) :]])
+        if name in kwargs:
+            raise ArgumentError(
+                f"The argument {name!r} was given twice.", expected=expected, found=_count(args, kwargs)
+            )
+    for name in kwargs:
+        if name not in names:
+            raise ArgumentError(
+                f"The computation has no parameter {name!r}.", expected=expected, found=_count(args, kwargs)
+            )
+    matched = list(args)
+    for i, name in enumerate(names[len(args) :], len(args)):
+        if name is None or name not in kwargs:
+            raise ArgumentError(
+                f"The argument {name or f'[{i}]'!r} is missing.", expected=expected, found=_count(args, kwargs)
+            )
+        matched.append(kwargs[name])
+    return tuple(matched)
 
 
 def _is_field(parameter: StructType, argument: Any) -> bool:
@@ -65,5 +75,5 @@ def _is_field(parameter: StructType, argument: Any) -> bool:
 
 
 def _count(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    names = f" and {', '.join(kwargs)}" if kwargs else ""
-    return f"{len(args)} positional arguments{names}"
+    positional = "1 positional argument" if len(args) == 1 else f"{len(args)} positional arguments"
+    return f"{positional}, and {', '.join(kwargs)}" if kwargs else positional

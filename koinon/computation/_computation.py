@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from koinon._errors import ArgumentError, KoinonTypeError
+from koinon._errors import ArgumentError, KoinonError, KoinonTypeError
 from koinon.computation import _ir as ir
-from koinon.computation._arguments import match_arguments
+from koinon.computation._arguments import match_arguments, match_names
+from koinon.computation._builder import tracing
 from koinon.computation._context import current_backend
 from koinon.computation._print import compact, formatted
-from koinon.computation._value import call, pack_arguments, to_value, tracing
+from koinon.computation._value import call, pack_arguments, to_value
 from koinon.types import FunctionType, StructType, Type, infer_type, to_type
 
 Tracer = Callable[..., ir.Expression]
@@ -86,24 +87,17 @@ class PolymorphicComputation:
         """Specialises to the types of the arguments, and calls the result."""
         if not args and not kwargs:
             raise ArgumentError(f"The computation `{self.__name__}` takes arguments, but got none.")
-        if tracing():
-            types = [to_value(argument).type_signature for argument in args]
-            named = {name: to_value(argument).type_signature for name, argument in kwargs.items()}
-        else:
-            types = [infer_argument_type(argument) for argument in args]
-            named = {name: infer_argument_type(argument) for name, argument in kwargs.items()}
-        if len(self._names) == 1:
-            (type_,) = [*types, *named.values()]
-        else:
-            fields = dict(zip(self._names, types, strict=False)) | named
-            if len(fields) != len(types) + len(named) or set(fields) != set(self._names):
-                raise ArgumentError(
-                    f"The arguments of `{self.__name__}` do not fit its parameters.",
-                    expected=", ".join(self._names),
-                    found=f"{len(types)} positional arguments and {', '.join(named) or 'no names'}",
-                )
-            type_ = StructType([(name, fields[name]) for name in self._names])
-        return self.fn_for_argument_type(type_)(*args, **kwargs)
+        type_of = _traced_type if tracing() else infer_argument_type
+        names = self._names
+        if len(names) > 1 and len(args) == 1 and not kwargs:
+            # One positional argument is the whole parameter, as it is of a computation with declared types.
+            whole = type_of(args[0])
+            if isinstance(whole, StructType) and len(whole) == len(names):
+                return self.fn_for_argument_type(whole)(args[0])
+        arguments = match_names(names, args, kwargs, ", ".join(names))
+        types = [type_of(argument) for argument in arguments]
+        type_ = types[0] if len(names) == 1 else StructType(list(zip(names, types, strict=True)))
+        return self.fn_for_argument_type(type_)(*arguments)
 
     def __repr__(self) -> str:
         return f"PolymorphicComputation({self.__name__})"
@@ -111,28 +105,43 @@ class PolymorphicComputation:
 
 def infer_argument_type(argument: Any) -> Type:
     """The type of an argument of a polymorphic computation."""
-    type_ = infer_type(argument)
-    if not isinstance(type_, Type):
-        raise ArgumentError("None cannot be an argument of a computation.")
-    return type_
+    try:
+        return infer_type(argument)
+    except KoinonError as error:
+        raise ArgumentError(
+            "An argument of a polymorphic computation must have a type.",
+            expected="numbers, arrays, or containers of those",
+            found=error.found,
+        ) from None
+
+
+def _traced_type(argument: Any) -> Type:
+    return to_value(argument).type_signature
 
 
 def decorate(tracer: Tracer, args: tuple[Any, ...]) -> Any:
     """The behaviour of both decorators: bare, with types, or as a function of a function and types."""
+    if args and isinstance(args[0], Computation):
+        raise KoinonTypeError(
+            "A computation is made of a Python function, and this is a computation already.", found=repr(args[0])
+        )
     if args and _is_function(args[0]):
-        return _wrap(args[0], args[1:], tracer)
-    return lambda fn: _wrap(fn, args, tracer)
+        return wrap(args[0], args[1:], tracer)
+    return lambda fn: wrap(fn, args, tracer)
 
 
 def _is_function(obj: Any) -> bool:
-    if isinstance(obj, (Type, type, Computation)) or hasattr(obj, "dtype"):
+    if isinstance(obj, (Type, type)) or hasattr(obj, "dtype"):
         return False
-    return inspect.isroutine(obj) or isinstance(obj, PolymorphicComputation) or (
-        callable(obj) and not hasattr(obj, "_fields") and not isinstance(obj, (list, tuple, dict))
+    return (
+        inspect.isroutine(obj)
+        or isinstance(obj, PolymorphicComputation)
+        or (callable(obj) and not hasattr(obj, "_fields") and not isinstance(obj, (list, tuple, dict)))
     )
 
 
-def _wrap(fn: Callable[..., Any], type_specs: tuple[Any, ...], tracer: Tracer) -> Any:
+def wrap(fn: Any, type_specs: tuple[Any, ...], tracer: Tracer) -> Computation | PolymorphicComputation:
+    """The computation of a function for these types of its parameters; a polymorphic one where there are none."""
     if not callable(fn):
         raise KoinonTypeError("A computation is made of a Python function.", found=f"{type(fn).__name__} {fn!r}")
     names = parameter_names(fn)
@@ -152,7 +161,7 @@ def name_fields(type_: Type, names: list[str], fn_name: str, made_in: str | None
     if not isinstance(type_, StructType) or len(type_) != len(names):
         raise KoinonTypeError(
             f"The function `{fn_name}` needs one type for each of its parameters.",
-            expected=f"{len(names)} types, for ({', '.join(names)})",
+            expected=f"a type for each of ({', '.join(names)})",
             found=type_,
             made_in=made_in,
         )
@@ -202,4 +211,3 @@ def location(fn: Callable[..., Any]) -> str | None:
     """The file and line of a function, seen through wrappers."""
     code = getattr(inspect.unwrap(fn), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else None
-

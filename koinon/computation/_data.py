@@ -6,11 +6,11 @@ the cohort of a round is two small vectors of integers.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import CardinalityError
@@ -35,6 +35,8 @@ class PackedSequences:
         self.buffers = tuple(buffers)
         self.offsets = np.asarray(offsets, np.int32)
         self.lengths = np.asarray(lengths, np.int32)
+        self._on_device: tuple[jax.Array, ...] | None = None
+        self._room = 0
         if self.offsets.shape != self.lengths.shape or self.offsets.ndim != 1:
             raise CardinalityError(
                 "The offsets and lengths of packed sequences must be two vectors with one entry per client.",
@@ -46,14 +48,31 @@ class PackedSequences:
         """The number of clients whose sequences are packed."""
         return len(self.offsets)
 
-    @functools.cached_property
-    def device_buffers(self) -> tuple[jax.Array, ...]:
-        """The buffers on the default device, copied there at the first use and kept."""
-        return tuple(jax.device_put(buffer) for buffer in self.buffers)
+    def on_device(self, room: int = 0) -> tuple[jax.Array, ...]:
+        """The buffers on the default device, copied there at the first use and kept.
+
+        Args:
+          room: at least so many rows follow the last example, so that a batch that begins at it can be read at once.
+        """
+        if self._on_device is None or self._room < room:
+            end = int((self.offsets + self.lengths).max(initial=0))
+            buffers = [_with_room(buffer, end + room) for buffer in self.buffers]
+            self._on_device = tuple([jax.device_put(buffer) for buffer in buffers])
+            self._room = room
+        return self._on_device
 
     def __repr__(self) -> str:
         total = int(self.lengths.sum())
         return f"PackedSequences({self.element_type}*, {self.num_clients} clients, {total} examples)"
+
+
+def _with_room(buffer: Any, rows: int) -> Any:
+    missing = rows - buffer.shape[0]
+    if missing <= 0:
+        return buffer
+    if isinstance(buffer, jax.Array):
+        return jnp.concatenate([buffer, jnp.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
+    return np.concatenate([buffer, np.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
 
 
 class Cohort:

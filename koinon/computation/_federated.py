@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from koinon._errors import ComputationReturnedNoneError
+from koinon._errors import ComputationReturnedNoneError, TracingError
 from koinon.computation import _ir as ir
+from koinon.computation._builder import building
 from koinon.computation._check import check
 from koinon.computation._computation import decorate
-from koinon.computation._value import Value, building, to_value
+from koinon.computation._precision import check_precision
+from koinon.computation._value import Value, to_value
 from koinon.types import Type
 
 
@@ -25,6 +27,8 @@ def trace_federated(
       made_in: file and line of the function.
       unpack: whether the fields of the parameter are the arguments of `fn`.
     """
+    if parameter is not None:
+        check_precision(parameter, made_in)
     with building() as builder:
         parameter_name = builder.fresh_name() if parameter is not None else None
         if parameter is None or parameter_name is None:
@@ -38,10 +42,27 @@ def trace_federated(
                 made_in=made_in,
                 hint="add a return statement",
             )
-        body = builder.block(to_value(result).expression)
+        body = builder.block(_result(result, name, made_in))
     expression = ir.Lambda(parameter_name, parameter, body, made_in)
+    if ir.free_names(expression):
+        raise TracingError(
+            f"The function `{name}` uses a traced value of another computation than itself.",
+            made_in=made_in,
+            hint="give it the value as an argument: a mapped function gets it zipped with what it is mapped over",
+        )
     check(expression)
     return expression
+
+
+def _result(result: Any, name: str, made_in: str | None) -> ir.Expression:
+    try:
+        return to_value(result).expression
+    except TracingError as error:
+        raise TracingError(
+            f"The function `{name}` must return traced values, constants, or containers of those.",
+            found=error.found,
+            made_in=made_in,
+        ) from None
 
 
 def federated_computation(*args: Any) -> Any:

@@ -1,14 +1,16 @@
 """Values of a type as flat lists of arrays, and back.
 
-Inside koinon a value has one form, given by its type alone: a tensor is an array, a struct is a tuple of its fields, and
-a sequence is a `Sequence`. Containers of the user appear only at the boundary, by `to_user` and `from_user`.
+Inside koinon a value has one form, given by its type alone: a tensor is an array, a struct is a tuple of its fields,
+and a sequence is a `Sequence`. Containers of the user appear only at the boundary, by `to_user` and `from_user`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence as Seq
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from typing import Any
 
+from koinon._errors import ArgumentError
 from koinon.computation._sequence import PackedView, Sequence
 from koinon.types import (
     FederatedType,
@@ -79,7 +81,9 @@ def _unflatten(type_: Type, leaves: Iterator[Any]) -> Any:
 def to_user(type_: Type, value: Any) -> Any:
     """The value with the containers of its type, as a user sees it."""
     if isinstance(type_, StructType):
-        return to_container(type_, [to_user(field, child) for (_, field), child in zip(type_.items(), value, strict=True)])
+        return to_container(
+            type_, [to_user(field, child) for (_, field), child in zip(type_.items(), value, strict=True)]
+        )
     return value
 
 
@@ -93,12 +97,24 @@ def from_user(type_: Type, value: Any, leaf: Callable[[Type, Any, str], Any], pa
       path: where the value sits in the whole, for messages.
     """
     if isinstance(type_, StructType):
-        children = from_container(type_, value)
-        names = [f".{name}" if name is not None else f"[{i}]" for i, (name, _) in enumerate(type_.items())]
-        return tuple(
-            [
-                from_user(field, child, leaf, path + name)
-                for (_, field), child, name in zip(type_.items(), children, names, strict=True)
-            ]
-        )
+        return tuple([from_user(field, child, leaf, at) for at, field, child in fields_at(type_, value, path)])
     return leaf(type_, value, path)
+
+
+def fields_at(type_: StructType, value: Any, path: str) -> list[tuple[str, Type, Any]]:
+    """The path, the type and the value of each field of a struct as a user gave it; `path` is that of the struct."""
+    try:
+        children = from_container(type_, value)
+    except ArgumentError as error:
+        raise ArgumentError(
+            error.what,
+            expected=error.expected,
+            found=error.found,
+            differs=path or error.differs,
+            made_in=error.made_in,
+            hint=error.hint,
+        ) from None
+    return [
+        (f"{path}.{name}" if name is not None else f"{path}[{i}]", field, child)
+        for i, ((name, field), child) in enumerate(zip(type_.items(), children, strict=True))
+    ]

@@ -10,10 +10,11 @@ from typing import Any
 
 from koinon._errors import KoinonError, OperandError, PlacementError
 from koinon.computation import _ir as ir
-from koinon.computation._computation import Computation, PolymorphicComputation, decorate
+from koinon.computation._builder import current_builder, user_location
+from koinon.computation._computation import Computation, PolymorphicComputation, decorate, wrap
 from koinon.computation._intrinsics import INTRINSICS
 from koinon.computation._local import trace_local
-from koinon.computation._value import Value, current_builder, to_value, user_location, zip_expression
+from koinon.computation._value import Value, to_value, zip_expression
 from koinon.types import (
     CLIENTS,
     FederatedType,
@@ -29,22 +30,25 @@ from koinon.types import (
 def _apply(name: str, *operands: ir.Expression) -> Value:
     """The call of an operator, after its type rule."""
     argument = operands[0] if len(operands) == 1 else ir.Struct(tuple((None, operand) for operand in operands))
-    made_in = user_location()
+    intrinsic = ir.Intrinsic(name, FunctionType(argument.type, _result_type(name, argument.type)))
+    return Value(current_builder(name).bind(ir.Call(intrinsic, argument, made_in=user_location())))
+
+
+def _result_type(name: str, argument: Type) -> Type:
+    """The type that an operator gives for its operands; an error says where the user called it."""
     try:
-        result = INTRINSICS[name].rule(argument.type)
+        return INTRINSICS[name].rule(argument)
     except KoinonError as error:
-        if error.made_in is None:
-            raise type(error)(
-                error.what,
-                expected=error.expected,
-                found=error.found,
-                differs=error.differs,
-                made_in=made_in,
-                hint=error.hint,
-            ) from None
-        raise
-    intrinsic = ir.Intrinsic(name, FunctionType(argument.type, result))
-    return Value(current_builder(name).bind(ir.Call(intrinsic, argument, made_in=made_in)))
+        if error.made_in is not None:
+            raise
+        raise type(error)(
+            error.what,
+            expected=error.expected,
+            found=error.found,
+            differs=error.differs,
+            made_in=user_location(),
+            hint=error.hint,
+        ) from None
 
 
 def _placed(obj: Any, operator: str) -> ir.Expression:
@@ -56,7 +60,7 @@ def _placed(obj: Any, operator: str) -> ir.Expression:
         if zipped is not None:
             return zipped
         if contains_federated_types(expression.type):
-            INTRINSICS["federated_zip"].rule(expression.type)
+            _result_type("federated_zip", expression.type)
     return expression
 
 
@@ -64,25 +68,36 @@ def _as_function(fn: Any, argument_type: Type | None, what: str) -> ir.Expressio
     """The expression of an operand that is a function: a computation, or Python code traced for an argument type."""
     if isinstance(fn, (Computation, Value)):
         return fn.expression
-    if isinstance(fn, PolymorphicComputation) or callable(fn):
-        polymorphic = fn if isinstance(fn, PolymorphicComputation) else decorate(trace_local, (fn,))
-        if isinstance(polymorphic, Computation):
-            return polymorphic.expression
-        if argument_type is None:
-            raise OperandError(f"The {what} must take no parameter.", found=repr(fn))
-        return polymorphic.fn_for_argument_type(argument_type).expression
-    raise OperandError(
-        f"The {what} must be a function.",
-        expected="a computation, or a Python function of JAX values",
-        found=f"{type(fn).__name__} {fn!r}",
-        made_in=user_location(),
-    )
+    if not callable(fn):
+        raise OperandError(
+            f"The {what} must be a function.",
+            expected="a computation, or a Python function of JAX values",
+            found=f"{type(fn).__name__} {fn!r}",
+            made_in=user_location(),
+        )
+    made = fn if isinstance(fn, PolymorphicComputation) else wrap(fn, (), trace_local)
+    if isinstance(made, Computation):
+        return made.expression
+    if argument_type is None:
+        raise OperandError(
+            f"The {what} must take no parameter.",
+            expected="a function without parameters",
+            found=repr(fn),
+            made_in=user_location(),
+        )
+    return made.fn_for_argument_type(argument_type).expression
 
 
 def _member(expression: ir.Expression, what: str) -> Type:
     type_ = expression.type
     if not isinstance(type_, FederatedType):
-        raise PlacementError(f"The {what} must be a placed value.", found=type_, made_in=user_location())
+        raise PlacementError(
+            f"The {what} must be a placed value.",
+            expected="a value placed at CLIENTS or SERVER",
+            found=type_,
+            made_in=user_location(),
+            hint="place a constant with ko.federated_value; a computation is called with a value that is not placed",
+        )
     return type_.member
 
 
@@ -181,6 +196,8 @@ def federated_aggregate(value: Any, zero: Any, accumulate: Any, merge: Any, repo
     member = _member(placed, "value to be aggregated")
     zero_expression = to_value(zero).expression
     zero_type = zero_expression.type
+    if contains_federated_types(zero_type):
+        raise OperandError("The zero of an aggregation must not be placed.", found=zero_type, made_in=user_location())
     accumulate_fn = _as_function(accumulate, StructType([zero_type, member]), "operator `accumulate`")
     accumulator = zero_type
     if isinstance(accumulate_fn.type, FunctionType) and isinstance(accumulate_fn.type.parameter, StructType):
@@ -221,7 +238,9 @@ def federated_value(value: Any, placement: PlacementLiteral) -> Value:
 
 def _check_placement(placement: object) -> None:
     if not isinstance(placement, PlacementLiteral):
-        raise OperandError("The placement must be ko.CLIENTS or ko.SERVER.", found=repr(placement))
+        raise OperandError(
+            "The placement must be ko.CLIENTS or ko.SERVER.", found=repr(placement), made_in=user_location()
+        )
 
 
 def federated_zip(value: Any) -> Value:

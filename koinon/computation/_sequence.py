@@ -56,13 +56,24 @@ class View(abc.ABC):
 
 
 class PackedView(View):
-    """A stretch of rows of flat buffers."""
+    """A stretch of rows of flat buffers.
 
-    def __init__(self, element_type: Type, buffers: tuple[Any, ...], offset: Any, length: Any) -> None:
+    Args:
+      element_type: the type of an element.
+      buffers: one array for each leaf of an element, with the rows of this sequence and maybe of others.
+      offset: the first row.
+      length: the number of rows.
+      padded: whether the engine has left room after the last row for the largest read of the program.
+    """
+
+    def __init__(
+        self, element_type: Type, buffers: tuple[Any, ...], offset: Any, length: Any, *, padded: bool = False
+    ) -> None:
         self.element_type = element_type
         self.buffers = buffers
         self.offset = offset
         self.length = length
+        self.padded = padded
 
     @property
     def capacity(self) -> Any:
@@ -337,6 +348,18 @@ class Sequence:
 
     def __repr__(self) -> str:
         return f"Sequence({self.type_signature})"
+
+
+def _flatten_packed(view: PackedView) -> tuple[tuple[Any, ...], tuple[Type, bool]]:
+    return (view.buffers, view.offset, view.length), (view.element_type, view.padded)
+
+
+jax.tree_util.register_pytree_node(
+    PackedView, _flatten_packed, lambda static, children: PackedView(static[0], *children, padded=static[1])
+)
+jax.tree_util.register_pytree_node(
+    Sequence, lambda sequence: ((sequence.packed(),), None), lambda _, children: Sequence(*children)
+)
 
 
 def _repeat_first_where_masked(leaf: Any, mask: Any) -> Any:

@@ -19,6 +19,8 @@ from koinon._errors import KoinonTypeError, UnboundedLoopError
 
 # --- reading rows ----------------------------------------------------------------------------------------------------
 
+_MAX_UNROLLED = 32
+
 read_run_p = Primitive("sequence_read_run")
 read_rows_p = Primitive("sequence_read_rows")
 
@@ -39,7 +41,8 @@ def _read_run(buffer: Any, start: Any, *, size: int, in_bounds: bool) -> Any:
     rows = buffer.shape[0]
     if in_bounds:
         return jax.lax.dynamic_slice_in_dim(buffer, start, size, 0)
-    if rows < size or size == 1:
+    # While a program is exported the number of rows is a symbol, of which nothing can be compared.
+    if not isinstance(rows, int) or rows < size or size == 1:
         return jnp.take(buffer, start + jnp.arange(size, dtype=jnp.int32), axis=0, mode="clip")
     # A slice that would pass the end of the buffer starts earlier, and its rows move up by as many.
     first = jnp.minimum(start, rows - size)
@@ -65,6 +68,11 @@ def _define_read(primitive: Primitive, impl: Callable[..., Any], size_of: Callab
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
 
     def batch(args: Any, dims: Any, **params: Any) -> Any:
+        (buffer, index), (buffer_dim, _) = args, dims
+        few = index.ndim == 1 and isinstance(index.shape[0], int) and index.shape[0] <= _MAX_UNROLLED
+        if buffer_dim is None and few:
+            # One slice after the other: XLA's gather is far slower than as many copies.
+            return jnp.stack([impl(buffer, index[i], **params) for i in range(index.shape[0])]), 0
         return jax.vmap(functools.partial(impl, **params), in_axes=tuple(dims))(*args), 0
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
@@ -117,7 +125,7 @@ def reduce(length: Any, init: Any, step: Callable[[Any, Any], Any]) -> Any:
 
 def with_constants_as_inputs(jaxpr: Jaxpr) -> ClosedJaxpr:
     """The jaxpr with its constants as its first inputs."""
-    return ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=None), [])
+    return ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=jaxpr.debug_info.with_unknown_names()), [])
 
 
 def _strongly_typed(leaf: Any) -> Any:
@@ -188,10 +196,37 @@ def bounded_loop(length: Any, *operands: Any, jaxpr: ClosedJaxpr, num_consts: in
 mlir.register_lowering(reduce_p, mlir.lower_fun(loop, multiple_results=True))
 
 
-def _batch_reduce(args: Any, dims: Any, **params: Any) -> Any:
-    return jax.vmap(functools.partial(loop, **params), in_axes=tuple(dims))(*args), [0] * (
-        len(args) - 1 - params["num_consts"]
+def _batch_reduce(args: Any, dims: Any, *, jaxpr: ClosedJaxpr, num_consts: int, bound: int | None) -> Any:
+    """Several folds side by side: all take steps while the shortest does, then those that are longer go on."""
+    del bound
+    size = next(arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None)
+    length, consts, carry = args[0], args[1 : 1 + num_consts], args[1 + num_consts :]
+    const_dims, carry_dims = tuple(dims[1 : 1 + num_consts]), dims[1 + num_consts :]
+    carry = tuple(
+        [
+            jnp.broadcast_to(leaf, (size, *leaf.shape)) if dim is None else jnp.moveaxis(leaf, dim, 0)
+            for leaf, dim in zip(carry, carry_dims, strict=True)
+        ]
     )
+    step = jaxpr_as_fun(jaxpr)
+    steps = jax.vmap(lambda c, i, v: tuple(step(*c, i, *v)), in_axes=(const_dims, None, 0), axis_size=size)
+    if dims[0] is None:
+        carry = jax.lax.fori_loop(0, length, lambda i, v: steps(consts, i, v), carry)
+        return list(carry), [0] * len(carry)
+
+    def late_step(index: Any, values: Any) -> Any:
+        active = index < length
+        return tuple(
+            [
+                jnp.where(active.reshape(size, *[1] * (old.ndim - 1)), new, old)
+                for old, new in zip(values, steps(consts, index, values), strict=True)
+            ]
+        )
+
+    shortest, longest = jnp.min(length), jnp.max(length)
+    carry = jax.lax.fori_loop(0, shortest, lambda i, v: steps(consts, i, v), carry)
+    carry = jax.lax.fori_loop(shortest, longest, late_step, carry)
+    return list(carry), [0] * len(carry)
 
 
 def _jvp_reduce(primals: Any, tangents: Any, *, jaxpr: ClosedJaxpr, num_consts: int, bound: int | None) -> Any:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import itertools
-import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -13,15 +9,17 @@ import jax
 import numpy as np
 
 from koinon._errors import (
-    ContextError,
     FieldIndexError,
     FieldNotFoundError,
+    KoinonError,
     NotCallableError,
     TracingError,
     TypeNotAssignableError,
 )
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked, match_arguments
+from koinon.computation._builder import current_builder, user_location
+from koinon.computation._precision import check_precision
 from koinon.types import (
     CLIENTS,
     FederatedType,
@@ -32,70 +30,6 @@ from koinon.types import (
     from_container,
     infer_type,
 )
-
-_PACKAGE = __name__.split(".")[0] + "."
-
-
-class Builder:
-    """The bindings of the function being traced, in order."""
-
-    def __init__(self, parent: Builder | None) -> None:
-        self.bindings: list[tuple[str, ir.Expression]] = []
-        self._names: Iterator[int] = parent._names if parent is not None else itertools.count()
-
-    def fresh_name(self) -> str:
-        """A name that nothing else in the outermost traced computation has."""
-        return f"v{next(self._names)}"
-
-    def bind(self, expression: ir.Expression) -> ir.Reference:
-        """Binds an expression to a fresh name, so that it is computed once however often it is used."""
-        name = self.fresh_name()
-        self.bindings.append((name, expression))
-        return ir.Reference(name, expression.type)
-
-    def block(self, result: ir.Expression) -> ir.Expression:
-        """The result within the bindings made so far."""
-        return ir.Block(tuple(self.bindings), result) if self.bindings else result
-
-
-_builder: contextvars.ContextVar[Builder | None] = contextvars.ContextVar("koinon_builder", default=None)
-
-
-@contextlib.contextmanager
-def building() -> Iterator[Builder]:
-    """Traces into a new builder within a `with` block."""
-    builder = Builder(_builder.get())
-    token = _builder.set(builder)
-    try:
-        yield builder
-    finally:
-        _builder.reset(token)
-
-
-@contextlib.contextmanager
-def not_building() -> Iterator[None]:
-    """Within a `with` block, computations run instead of being traced: the inside of a JAX function."""
-    token = _builder.set(None)
-    try:
-        yield
-    finally:
-        _builder.reset(token)
-
-
-def tracing() -> bool:
-    """Whether a federated computation is being traced."""
-    return _builder.get() is not None
-
-
-def current_builder(operator: str) -> Builder:
-    """The builder in use, for an operator that has a meaning only while a computation is traced."""
-    builder = _builder.get()
-    if builder is None:
-        raise ContextError(
-            f"`{operator}` has a meaning only inside a function decorated with @ko.federated_computation.",
-            hint="move the call into such a function, and call that",
-        )
-    return builder
 
 
 class Value:
@@ -130,6 +64,7 @@ class Value:
         if not isinstance(member, StructType):
             raise TracingError(
                 f"A traced value of type {type_} has no fields to {operation}.",
+                made_in=user_location(),
                 hint="apply a jax_computation to it with federated_map",
             )
         return member
@@ -157,9 +92,9 @@ class Value:
                 f"A traced value of type {type_} has no field {name!r}.",
                 expected=f"one of {', '.join(names)}" if names else "a struct with named fields",
                 found=repr(name),
+                made_in=user_location(),
             )
-        assert isinstance(member, StructType)
-        return self._select([field for field, _ in member.items()].index(name))
+        return self._select(names.index(name))
 
     def __getitem__(self, key: int | str | slice) -> Value:
         struct = self._struct("select")
@@ -168,14 +103,23 @@ class Value:
         if isinstance(key, slice):
             chosen = range(len(struct))[key]
             names = [name for name, _ in struct.items()]
-            return Value(ir.Struct(tuple((names[i], self._select(i).expression) for i in chosen), struct.container))
+            # Other containers than these cannot do without some of their fields.
+            container = struct.container if struct.container in (list, tuple) else None
+            return Value(ir.Struct(tuple((names[i], self._select(i).expression) for i in chosen), container))
+        if isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+            raise TracingError(
+                "A field of a traced value is selected by a name, an int or a slice.",
+                found=f"{type(key).__name__} {key!r}",
+                made_in=user_location(),
+            )
         if not 0 <= key < len(struct):
             raise FieldIndexError(
                 f"A traced value of type {self.type_signature} has {len(struct)} fields.",
                 expected=f"an index from 0 to {len(struct) - 1}" if len(struct) else "no index",
                 found=repr(key),
+                made_in=user_location(),
             )
-        return self._select(key)
+        return self._select(int(key))
 
     def __len__(self) -> int:
         return len(self._struct("count"))
@@ -188,6 +132,7 @@ class Value:
         if not isinstance(type_, FunctionType):
             raise NotCallableError(
                 f"A traced value of type {type_} is no function and cannot be called.",
+                made_in=user_location(),
                 hint="apply a computation to it instead: computation(value)",
             )
         argument = pack_arguments(type_.parameter, args, kwargs)
@@ -202,7 +147,9 @@ class Value:
     def __ne__(self, other: object) -> Any:
         self._refuse("cannot be compared")
 
+    @property
     def __jax_array__(self) -> Any:
+        # A property, since JAX looks for the attribute and never calls it.
         self._refuse("cannot be an operand of a function of JAX or numpy")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -227,20 +174,11 @@ for _name in ("lt", "le", "gt", "ge", "neg", "pos", "abs", "float", "int", "inde
     setattr(Value, f"__{_name}__", _refuse_arithmetic)
 
 
-def user_location() -> str | None:
-    """The file and line of the nearest caller outside this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_globals.get("__name__", "").startswith(_PACKAGE):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
-    return None
-
-
 def map_call(function: ir.Expression, argument: ir.Expression) -> ir.Call:
     """`federated_map(function, argument)`; a map at the clients forgets that all their values are equal."""
     function_type, argument_type = function.type, argument.type
-    assert isinstance(function_type, FunctionType) and isinstance(argument_type, FederatedType)
+    assert isinstance(function_type, FunctionType)
+    assert isinstance(argument_type, FederatedType)
     placement: PlacementLiteral = argument_type.placement
     result = FederatedType(function_type.result, placement, None if placement is CLIENTS else argument_type.all_equal)
     operands = ir.Struct(((None, function), (None, argument)))
@@ -256,23 +194,35 @@ def call(function: ir.Expression, argument: ir.Expression | None) -> Value:
 
 
 def to_value(obj: Any) -> Value:
-    """Lifts what a user wrote into a traced value: values, computations, constants, and containers of those."""
+    """Lifts what a user wrote into a traced value: values, computations, constants, and containers of those.
+
+    Raises:
+      TracingError: where there is no value for such an object.
+      UnsupportedTypeError: where a constant has a dtype that JAX, as it is configured, would narrow.
+    """
     if isinstance(obj, Value):
         return obj
     expression = getattr(obj, "expression", None)
     if isinstance(expression, ir.Expression):
         return Value(expression)
-    type_ = infer_type(obj)
+    try:
+        type_ = infer_type(obj)
+    except KoinonError as error:
+        raise TracingError(
+            f"An object of class {type(obj).__name__} cannot be a value of a computation.",
+            expected="traced values, computations, numbers, arrays, or containers of those",
+            found=error.found,
+            made_in=user_location(),
+            hint="a Python function becomes a computation by @ko.jax_computation" if callable(obj) else None,
+        ) from None
     if isinstance(type_, StructType):
         children = from_container(type_, obj)
         elements = [to_value(child).expression for child in children]
         names = [name for name, _ in type_.items()]
         return Value(ir.Struct(tuple(zip(names, elements, strict=True)), type_.container))
-    if isinstance(type_, Type):
-        is_key = jax.dtypes.issubdtype(getattr(obj, "dtype", None), jax.dtypes.extended)
-        constant = obj if is_key else np.asarray(obj, type_.dtype)
-        return Value(ir.Literal(constant, type_))
-    raise TracingError(f"An object of class {type(obj).__name__} cannot be a value of a computation.", found=repr(obj))
+    check_precision(type_, user_location())
+    is_key = jax.dtypes.issubdtype(getattr(obj, "dtype", None), jax.dtypes.extended)
+    return Value(ir.Literal(obj if is_key else np.asarray(obj, getattr(type_, "dtype", None)), type_))
 
 
 def pack_arguments(parameter: Type | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ir.Expression | None:
@@ -281,31 +231,34 @@ def pack_arguments(parameter: Type | None, args: tuple[Any, ...], kwargs: dict[s
     if parameter is None:
         return None
     if isinstance(from_call, Unpacked):
-        values = [to_value(argument).expression for argument in from_call.arguments]
         assert isinstance(parameter, StructType)
-        names = [name for name, _ in parameter.items()]
-        expression: ir.Expression = ir.Struct(tuple(zip(names, values, strict=True)), parameter.container)
+        values = [
+            (name, _lift(argument, field))
+            for argument, (name, field) in zip(from_call.arguments, parameter.items(), strict=True)
+        ]
+        expression: ir.Expression = ir.Struct(tuple(values), parameter.container)
     else:
-        expression = to_value(from_call).expression
+        expression = _lift(from_call, parameter)
     return coerce(expression, parameter)
+
+
+def _lift(argument: Any, type_: Type) -> ir.Expression:
+    return to_value(specialized(argument, type_)).expression
+
+
+def specialized(argument: Any, type_: Type) -> Any:
+    """An argument; of a polymorphic computation, where a function is wanted, the one for the wanted parameter."""
+    specialize = getattr(argument, "fn_for_argument_type", None)
+    if specialize is None or not isinstance(type_, FunctionType) or type_.parameter is None:
+        return argument
+    return specialize(type_.parameter)
 
 
 def coerce(expression: ir.Expression, target: Type) -> ir.Expression:
     """The expression, zipped where a struct of placed values stands for a placed struct, checked against a type."""
-    if target.is_assignable_from(expression.type):
-        return expression
-    if isinstance(target, FederatedType) and isinstance(expression.type, StructType):
-        zipped = zip_expression(expression)
-        if zipped is not None and target.is_assignable_from(zipped.type):
-            return zipped
-    if isinstance(expression, ir.Struct) and isinstance(target, StructType) and len(target) == len(expression.elements):
-        elements = tuple(
-            (name, coerce(element, field))
-            for (name, element), (_, field) in zip(expression.elements, target.items(), strict=True)
-        )
-        rebuilt = ir.Struct(elements, expression.container)
-        if target.is_assignable_from(rebuilt.type):
-            return rebuilt
+    coerced = _coerced(expression, target)
+    if coerced is not None:
+        return coerced
     try:
         target.check_assignable_from(expression.type)
     except TypeNotAssignableError as error:
@@ -315,8 +268,33 @@ def coerce(expression: ir.Expression, target: Type) -> ir.Expression:
             found=expression.type,
             differs=error.differs,
             made_in=user_location(),
+            hint=_zip_hint(expression.type, target),
         ) from None
     return expression
+
+
+def _coerced(expression: ir.Expression, target: Type) -> ir.Expression | None:
+    if target.is_assignable_from(expression.type):
+        return expression
+    if isinstance(target, FederatedType) and isinstance(expression.type, StructType):
+        zipped = zip_expression(expression)
+        return zipped if zipped is not None and target.is_assignable_from(zipped.type) else None
+    if isinstance(expression, ir.Struct) and isinstance(target, StructType) and len(target) == len(expression.elements):
+        elements: list[tuple[str | None, ir.Expression]] = []
+        for (name, element), (_, field) in zip(expression.elements, target.items(), strict=True):
+            coerced = _coerced(element, field)
+            if coerced is None:
+                return None
+            elements.append((name, coerced))
+        rebuilt = ir.Struct(tuple(elements), expression.container)
+        return rebuilt if target.is_assignable_from(rebuilt.type) else None
+    return None
+
+
+def _zip_hint(found: Type, target: Type) -> str | None:
+    if isinstance(target, FederatedType) and isinstance(found, StructType):
+        return f"a struct stands for a placed struct where all its values are at {target.placement}"
+    return None
 
 
 def zip_expression(expression: ir.Expression) -> ir.Expression | None:

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from koinon._errors import (
+    TemplateError,
     TemplateInitFnParamNotEmptyError,
     TemplateNotFederatedError,
     TemplateStateNotAssignableError,
 )
 from koinon.computation import Computation
-from koinon.templates._checks import check_computation, mismatch
-from koinon.types import FederatedType, contains_federated_types
+from koinon.templates._checks import check_computation, check_placement, mismatch
+from koinon.types import CLIENTS, Type, contains_federated_types
 
 
-def check_client_state_computation(template: str, client_state_fn: Computation) -> None:
-    """Raises unless an argument computes the state of one new client, from nothing and unplaced.
+def check_client_state(
+    template: str,
+    client_state_fn: Computation,
+    taken: Type,
+    returned: Type,
+    placement_error: type[TemplateError],
+) -> None:
+    """Raises unless `next` takes the state of a new client, and takes back the one that it returns.
+
+    Args:
+      template: the name of the template, for messages.
+      client_state_fn: what computes the state of one new client.
+      taken: the type of the clients' states that `next` takes.
+      returned: the type of those that it returns.
+      placement_error: what to raise where one of the two is not placed at the clients.
 
     Raises:
-      TypeError: if it is not a `Computation`.
+      TypeError: if `client_state_fn` is not a `Computation`.
       TemplateInitFnParamNotEmptyError: if it takes a parameter.
       TemplateNotFederatedError: if it returns a placed value; the runtime places the states of a cohort.
+      TemplateStateNotAssignableError: if `next` does not take one of the states.
     """
     check_computation(client_state_fn, "client_state_fn", template)
     signature = client_state_fn.type_signature
@@ -33,20 +48,11 @@ def check_client_state_computation(template: str, client_state_fn: Computation) 
             found=signature,
             hint="make it a `jax_computation`",
         )
-
-
-def check_client_state_returned(
-    template: str, client_state_fn: Computation, taken: FederatedType, returned: FederatedType
-) -> None:
-    """Raises unless `next` takes the state of a new client, and the one that it returned itself.
-
-    Raises:
-      TemplateStateNotAssignableError: if it does not.
-    """
-    first = client_state_fn.type_signature.result
-    if not taken.member.is_assignable_from(first):
+    taken = check_placement(taken, CLIENTS, "the client state that `next` takes", template, placement_error)
+    returned = check_placement(returned, CLIENTS, "`client_state` of `next`", template, placement_error)
+    if not taken.member.is_assignable_from(signature.result):
         what = f"{template}: `next` must accept the client state that `client_state_fn` returns."
-        raise mismatch(TemplateStateNotAssignableError, what, taken.member, first)
+        raise mismatch(TemplateStateNotAssignableError, what, taken.member, signature.result)
     if not taken.is_assignable_from(returned):
         what = f"{template}: `next` must return a client state that it accepts back."
         raise mismatch(TemplateStateNotAssignableError, what, taken, returned)

@@ -14,7 +14,7 @@ from koinon._errors import (
     TemplatePlacementError,
 )
 from koinon.computation import Computation
-from koinon.learning._client_state import check_client_state_computation, check_client_state_returned
+from koinon.learning._client_state import check_client_state
 from koinon.learning._hparams import hparams_computations
 from koinon.templates._checks import (
     check_all_placed,
@@ -24,7 +24,8 @@ from koinon.templates._checks import (
 )
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._measured import MeasuredProcess, MeasuredProcessOutput
-from koinon.types import CLIENTS, SERVER, StructType, Type, is_structure_of_sequences
+from koinon.templates._signature import arguments_of, output_of
+from koinon.types import CLIENTS, SERVER, StructType, Type, is_structure_of_sequences, strip_placement
 
 
 class ClientResult(NamedTuple):
@@ -133,11 +134,10 @@ class ClientWorkProcess(MeasuredProcess):
         check_placement(state, SERVER, "the state", template, TemplatePlacementError)
         check_all_placed(signature, template, TemplateNotFederatedError)
         count = 3 if client_state_fn is None else 4
-        check_argument_count(signature, range(count, count + 1), template, TemplateNextFnNumArgsError)
-        arguments = signature.parameter
+        arguments = check_argument_count(signature, range(count, count + 1), template, TemplateNextFnNumArgsError)
         check_placement(arguments[1], CLIENTS, "the second argument of `next`", template, TemplatePlacementError)
         data = arguments[count - 1]
-        check_placement(data, CLIENTS, "the last argument of `next`", template, TemplatePlacementError)
+        data = check_placement(data, CLIENTS, "the last argument of `next`", template, TemplatePlacementError)
         if not is_structure_of_sequences(data.member):
             raise ClientDataTypeError(
                 f"{template}: the data of a client must be a sequence, or a struct of sequences.",
@@ -145,13 +145,15 @@ class ClientWorkProcess(MeasuredProcess):
                 found=data,
                 hint="declare it as `at_clients(SequenceType(D))`, where D is one example",
             )
-        _check_result(template, signature.result)
+        _check_result(template, output_of(signature, "result"))
+        measurements = output_of(signature, "measurements")
+        check_placement(measurements, SERVER, "`measurements` of `next`", template, TemplatePlacementError)
         if client_state_fn is not None:
-            check_client_state_computation(template, client_state_fn)
-            _check_client_state(template, client_state_fn, arguments[2], signature.result["client_state"])
+            returned = output_of(signature, "client_state")
+            check_client_state(template, client_state_fn, arguments[2], returned, TemplatePlacementError)
         self._client_state_fn = client_state_fn
         self._get_hparams, self._set_hparams = hparams_computations(
-            template, state.member, get_hparams_fn, set_hparams_fn
+            template, strip_placement(state), get_hparams_fn, set_hparams_fn
         )
 
     @property
@@ -172,24 +174,24 @@ class ClientWorkProcess(MeasuredProcess):
     @property
     def client_state_type(self) -> Type | None:
         """The unplaced type of the state that a client keeps; None if clients keep no state."""
-        return None if self._client_state_fn is None else self.next.type_signature.parameter[2].member
+        if self._client_state_fn is None:
+            return None
+        return strip_placement(arguments_of(self.next.type_signature)[2])
 
 
-def _check_output(template: str, result: StructType, client_state_fn: Computation | None) -> None:
+def _check_output(template: str, result: Type, client_state_fn: Computation | None) -> None:
     expected = MeasuredProcessOutput if client_state_fn is None else ClientStateWorkOutput
-    if result.container is not expected:
+    if not isinstance(result, StructType) or result.container is not expected:
         raise TemplateNotMeasuredProcessOutputError(
             f"{template}: `next` must return a `{expected.__name__}`.",
-            expected=f"a `{expected.__name__}`",
-            found=f"a `{result.container.__name__}`",
+            expected=f"<{','.join(expected._fields)}> as {expected.__name__}",
+            found=repr(result),
             hint="pass `client_state_fn` if, and only if, `next` takes and returns a state of the clients",
         )
 
 
-def _check_result(template: str, output: StructType) -> None:
-    result = output["result"]
-    check_placement(result, CLIENTS, "`result` of `next`", template, TemplatePlacementError)
-    member = result.member
+def _check_result(template: str, result: Type) -> None:
+    member = check_placement(result, CLIENTS, "`result` of `next`", template, TemplatePlacementError).member
     if not isinstance(member, StructType) or member.container is not ClientResult:
         raise ClientResultTypeError(
             f"{template}: the result of a client must be a `ClientResult`.",
@@ -197,10 +199,3 @@ def _check_result(template: str, output: StructType) -> None:
             found=repr(result),
             hint="return `ClientResult(update, update_weight)` from the function that is mapped over the clients",
         )
-    check_placement(output["measurements"], SERVER, "`measurements` of `next`", template, TemplatePlacementError)
-
-
-def _check_client_state(template: str, client_state_fn: Computation, taken: Type, returned: Type) -> None:
-    check_placement(taken, CLIENTS, "the third argument of `next`", template, TemplatePlacementError)
-    check_placement(returned, CLIENTS, "`client_state` of `next`", template, TemplatePlacementError)
-    check_client_state_returned(template, client_state_fn, taken, returned)

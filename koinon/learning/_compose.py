@@ -13,7 +13,8 @@ from koinon.learning._finalize import FinalizerProcess
 from koinon.learning._process import ClientStateLearningOutput, LearningProcess, LearningProcessOutput
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._checks import check_computation, mismatch
-from koinon.types import SERVER, FederatedType, StructType, Type, at_clients, at_server
+from koinon.templates._signature import arguments_of, output_of
+from koinon.types import SERVER, FederatedType, StructType, Type, at_clients, at_server, strip_placement
 
 
 class LearningAlgorithmState(NamedTuple):
@@ -68,7 +69,7 @@ def compose_learning_process(
     Example:
       >>> import jax.numpy as jnp, koinon as ko
       >>> from koinon.learning import templates
-      >>> from koinon.types import SequenceType, TensorType, at_clients, at_server
+      >>> from koinon.types import SequenceType, TensorType, at_clients, at_server, strip_placement
       >>> tensor = TensorType(jnp.float32)
       >>> @ko.federated_computation
       ... def no_state():
@@ -114,7 +115,7 @@ def compose_learning_process(
     state_type = StructType(
         [
             ("global_model_weights", weights_type.member),
-            *((name, piece.state_type.member) for name, piece in pieces.items()),
+            *((name, strip_placement(piece.state_type)) for name, piece in pieces.items()),
         ],
         LearningAlgorithmState,
     )
@@ -130,7 +131,7 @@ def compose_learning_process(
         metrics = OrderedDict((name, output.measurements) for name, output in zip(pieces, outputs, strict=True))
         return federated_zip(new_state), worked, federated_zip(metrics)
 
-    data_types = list(client_work.next.type_signature.parameter)[2:]
+    data_types = arguments_of(client_work.next.type_signature)[2:]
     if client_work.client_state_type is None:
 
         @federated_computation(at_server(state_type), *data_types)
@@ -145,11 +146,15 @@ def compose_learning_process(
             new_state, worked, metrics = play_round(state, (client_state, client_data))
             return ClientStateLearningOutput(new_state, worked.client_state, metrics)
 
+    get_model_weights, set_model_weights = _model_weights_computations(state_type)
+    get_hparams, set_hparams = _hparams_computations(state_type, client_work, finalizer)
     return LearningProcess(
         initialize_fn,
         next_fn,
-        *_model_weights_computations(state_type),
-        **_hparams_computations(state_type, client_work, finalizer),
+        get_model_weights,
+        set_model_weights,
+        get_hparams_fn=get_hparams,
+        set_hparams_fn=set_hparams,
         client_state_fn=client_work.initialize_client_state,
         parts=pieces,
     )
@@ -169,7 +174,7 @@ def _model_weights_computations(state_type: StructType) -> tuple[Computation, Co
 
 def _hparams_computations(
     state_type: StructType, client_work: ClientWorkProcess, finalizer: FinalizerProcess
-) -> dict[str, Computation]:
+) -> tuple[Computation, Computation]:
     @federated_computation(state_type)
     def get_hparams(state: Any) -> Any:
         return {
@@ -185,7 +190,7 @@ def _hparams_computations(
             finalizer=finalizer.set_hparams(state.finalizer, hparams["finalizer"]),
         )
 
-    return {"get_hparams_fn": get_hparams, "set_hparams_fn": set_hparams}
+    return get_hparams, set_hparams
 
 
 def _replace(state: Any, **changes: Any) -> LearningAlgorithmState:
@@ -215,11 +220,11 @@ def _check_pieces(distributor: object, client_work: object, aggregator: object, 
     _check_instance(distributor, DistributionProcess, "distributor")
     _check_instance(client_work, ClientWorkProcess, "client_work")
     _check_instance(aggregator, AggregationProcess, "aggregator")
-    if not aggregator.is_weighted:  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(aggregator, AggregationProcess) and not aggregator.is_weighted:
         raise KoinonTypeError(
             "The aggregator of a learning process must be weighted.",
             expected="a process whose `next` takes three arguments",
-            found=aggregator.next.type_signature,  # pyright: ignore[reportAttributeAccessIssue]
+            found=aggregator.next.type_signature,
             hint="wrap its factory in `koinon.aggregators.as_weighted_aggregator`",
         )
     _check_instance(finalizer, FinalizerProcess, "finalizer")
@@ -242,22 +247,25 @@ def _check_fit(
     finalizer: FinalizerProcess,
 ) -> None:
     """Raises TypeNotAssignableError where one piece does not accept what another one returns."""
-    sent = distributor.next.type_signature
-    work = client_work.next.type_signature
-    aggregation = aggregator.next.type_signature
-    final = finalizer.next.type_signature
-    client_result = work.result["result"].member
-    _check_accepts(sent.parameter[1], weights, "distributor", "the model's weights")
-    _check_accepts(work.parameter[1], sent.result["result"], "client work", "the result of the distributor")
-    update, update_weight = client_result["update"], client_result["update_weight"]
-    _check_accepts(aggregation.parameter[1], at_clients(update), "aggregator", "the update of the client work")
-    weight = at_clients(update_weight)
-    _check_accepts(aggregation.parameter[2], weight, "aggregator", "the weight of the client work")
-    _check_accepts(final.parameter[1], weights, "finalizer", "the model's weights")
-    _check_accepts(final.parameter[2], aggregation.result["result"], "finalizer", "the result of the aggregator")
-    if not weights.is_assignable_from(final.result["result"]):
+    sent, work = distributor.next.type_signature, client_work.next.type_signature
+    aggregation, final = aggregator.next.type_signature, finalizer.next.type_signature
+    client_result = strip_placement(output_of(work, "result"))
+    assert isinstance(client_result, StructType)
+    _, sent_value = arguments_of(sent)
+    _, received, *_ = arguments_of(work)
+    _, aggregated, aggregation_weight = arguments_of(aggregation)
+    _, finalized, aggregate = arguments_of(final)
+    update, weight = (at_clients(client_result[name]) for name in ("update", "update_weight"))
+    _check_accepts(sent_value, weights, "distributor", "the model's weights")
+    _check_accepts(received, output_of(sent, "result"), "client work", "the result of the distributor")
+    _check_accepts(aggregated, update, "aggregator", "the update of the client work")
+    _check_accepts(aggregation_weight, weight, "aggregator", "the weight of the client work")
+    _check_accepts(finalized, weights, "finalizer", "the model's weights")
+    _check_accepts(aggregate, output_of(aggregation, "result"), "finalizer", "the result of the aggregator")
+    result = output_of(final, "result")
+    if not weights.is_assignable_from(result):
         what = "The finalizer of a learning process must return the model's weights."
-        raise mismatch(TypeNotAssignableError, what, weights, final.result["result"])
+        raise mismatch(TypeNotAssignableError, what, weights, result)
 
 
 def _check_accepts(target: Type, source: Type, piece: str, what: str) -> None:

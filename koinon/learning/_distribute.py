@@ -15,6 +15,7 @@ from koinon.computation import Computation, federated_broadcast, federated_compu
 from koinon.templates._checks import check_all_placed, check_argument_count, check_placement, check_returns_placed
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._measured import MeasuredProcess, MeasuredProcessOutput
+from koinon.templates._signature import output_of
 from koinon.types import (
     CLIENTS,
     SERVER,
@@ -78,12 +79,11 @@ class DistributionProcess(MeasuredProcess):
         check_returns_placed(initialize_fn.type_signature.result, template, TemplateNotFederatedError)
         check_all_placed(signature, template, TemplateNotFederatedError)
         check_placement(initialize_fn.type_signature.result, SERVER, "the state", template, TemplatePlacementError)
-        check_argument_count(signature, range(2, 3), template, TemplateNextFnNumArgsError)
-        value = signature.parameter[1]
+        _, value = check_argument_count(signature, range(2, 3), template, TemplateNextFnNumArgsError)
         check_placement(value, SERVER, "the second argument of `next`", template, TemplatePlacementError)
-        result = signature.result
-        check_placement(result["result"], CLIENTS, "`result` of `next`", template, TemplatePlacementError)
-        check_placement(result["measurements"], SERVER, "`measurements` of `next`", template, TemplatePlacementError)
+        for name, placement in (("result", CLIENTS), ("measurements", SERVER)):
+            type_ = output_of(signature, name)
+            check_placement(type_, placement, f"`{name}` of `next`", template, TemplatePlacementError)
 
 
 def build_broadcast_process(value_type: Type) -> DistributionProcess:

@@ -19,7 +19,7 @@ from koinon.learning._distribute import DistributionProcess, build_broadcast_pro
 from koinon.learning._finalize import build_apply_optimizer_finalizer
 from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._metrics_aggregation import MetricsAggregator
-from koinon.learning._model_delta import build_model_delta_client_work, initial_weights_fn
+from koinon.learning._model_delta import build_model_delta_client_work, initial_weights_fn, result_types
 from koinon.learning._optimizer_rules import build_sgdm
 from koinon.learning._process import LearningProcess
 
@@ -129,11 +129,11 @@ def build_unweighted_fed_avg(
 
     >>> import jax.numpy as jnp, koinon as ko, optax
     >>> model = ko.learning.models.functional(
-    ...     lambda w, x: w, jnp.float32(0.0),
+    ...     lambda w, x: w + 0 * x, jnp.float32(0.0),
     ...     example_spec={"x": jnp.float32, "y": jnp.float32}, loss=ko.learning.losses.squared_error,
     ... )
     >>> process = ko.learning.algorithms.build_unweighted_fed_avg(model, optax.sgd(0.5), batch_size=10)
-    >>> clients = [[{"x": 0.0, "y": 1.0}], [{"x": 0.0, "y": 4.0}] * 10]  # one step leads to the mean of each
+    >>> clients = [[{"x": 0.0, "y": 1.0}], [{"x": 0.0, "y": 4.0}] * 8]  # one step leads to the mean of each
     >>> state = process.next(process.initialize(), clients).state
     >>> float(process.get_model_weights(state).trainable)
     2.5
@@ -186,12 +186,11 @@ def compose_averaging(
         raise KoinonTypeError(
             "The distributor must be a DistributionProcess.", found=f"{type(model_distributor).__name__}"
         )
-    result_type = client_work.next.type_signature.result["result"].member
     return compose_learning_process(
         initial_weights_fn(model),
         build_broadcast_process(model.weights_type) if model_distributor is None else model_distributor,
         client_work,
-        aggregator.create(result_type["update"], result_type["update_weight"]),
+        aggregator.create(*result_types(client_work)),
         build_apply_optimizer_finalizer(
             build_sgdm(1.0) if server_optimizer is None else server_optimizer, model.weights_type
         ),

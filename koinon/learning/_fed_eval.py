@@ -15,7 +15,7 @@ from koinon.learning._finalize import build_identity_finalizer
 from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._local_training import BatchPlan, strong_types
 from koinon.learning._metrics_aggregation import MetricFinalizers, SumThenFinalizeFactory
-from koinon.learning._model_delta import ClientOutput, initial_weights_fn
+from koinon.learning._model_delta import ClientOutput, initial_weights_fn, result_types
 from koinon.learning._process import LearningProcess
 from koinon.templates import MeasuredProcessOutput
 from koinon.types import SequenceType, StructType, at_clients, at_server, infer_type
@@ -62,7 +62,6 @@ def build_fed_eval(
       2.0
     """
     client_work = build_evaluation_client_work(model, BatchPlan(batch_size, take=take), metrics_aggregator)
-    result_type = client_work.next.type_signature.result["result"].member
     nothing = StructType([])
     if model_distributor is not None and not isinstance(model_distributor, DistributionProcess):
         raise KoinonTypeError(
@@ -72,7 +71,7 @@ def build_fed_eval(
         initial_weights_fn(model),
         build_broadcast_process(model.weights_type) if model_distributor is None else model_distributor,
         client_work,
-        as_weighted_aggregator(SumFactory()).create(result_type["update"], result_type["update_weight"]),
+        as_weighted_aggregator(SumFactory()).create(*result_types(client_work)),
         build_identity_finalizer(model.weights_type, nothing),
     )
 

@@ -36,6 +36,7 @@ from koinon.templates._checks import (
 )
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._measured import MeasuredProcess, MeasuredProcessOutput
+from koinon.templates._signature import output_of
 from koinon.types import (
     SERVER,
     StructType,
@@ -44,6 +45,7 @@ from koinon.types import (
     at_server,
     contains_federated_types,
     is_structure_of_tensors,
+    strip_placement,
     to_container,
     to_type,
 )
@@ -106,12 +108,11 @@ class FinalizerProcess(MeasuredProcess):
         check_returns_placed(state, template, TemplateNotFederatedError)
         check_all_placed(signature, template, TemplateNotFederatedError)
         check_placement(state, SERVER, "the state", template, TemplatePlacementError)
-        check_argument_count(signature, range(3, 4), template, TemplateNextFnNumArgsError)
-        value, aggregate = signature.parameter[1], signature.parameter[2]
-        result = signature.result["result"]
-        check_placement(value, SERVER, "the second argument of `next`", template, TemplatePlacementError)
+        _, value, aggregate = check_argument_count(signature, range(3, 4), template, TemplateNextFnNumArgsError)
+        value = check_placement(value, SERVER, "the second argument of `next`", template, TemplatePlacementError)
         check_placement(aggregate, SERVER, "the third argument of `next`", template, TemplatePlacementError)
-        check_placement(result, SERVER, "`result` of `next`", template, TemplatePlacementError)
+        result = output_of(signature, "result")
+        result = check_placement(result, SERVER, "`result` of `next`", template, TemplatePlacementError)
         if not value.member.is_assignable_from(result.member):
             raise mismatch(
                 FinalizerResultTypeError,
@@ -120,10 +121,10 @@ class FinalizerProcess(MeasuredProcess):
                 result.member,
                 "return the updated value, in the type in which it came",
             )
-        measurements = signature.result["measurements"]
+        measurements = output_of(signature, "measurements")
         check_placement(measurements, SERVER, "`measurements` of `next`", template, TemplatePlacementError)
         self._get_hparams, self._set_hparams = hparams_computations(
-            template, state.member, get_hparams_fn, set_hparams_fn
+            template, strip_placement(state), get_hparams_fn, set_hparams_fn
         )
 
     @property
@@ -192,8 +193,7 @@ def build_apply_optimizer_finalizer(
       [0.0, 1.0]
     """
     optimizer = as_optimizer(optimizer)
-    _check_model_weights_type(model_weights_type)
-    trainable_type = model_weights_type["trainable"]
+    trainable_type = _check_model_weights_type(model_weights_type)["trainable"]
 
     @jax_computation
     def initialize_optimizer() -> Any:
@@ -253,9 +253,10 @@ def build_identity_finalizer(model_weights_type: Type, update_type: Type) -> Fin
     return FinalizerProcess(initialize_fn, next_fn)
 
 
-def _check_model_weights_type(model_weights_type: Type) -> None:
-    is_weights = isinstance(model_weights_type, StructType) and model_weights_type.container is ModelWeights
-    if not is_weights or contains_federated_types(model_weights_type):
+def _check_model_weights_type(model_weights_type: Type) -> StructType:
+    is_placed = contains_federated_types(model_weights_type)
+    is_struct = isinstance(model_weights_type, StructType)
+    if not is_struct or model_weights_type.container is not ModelWeights or is_placed:
         raise KoinonTypeError(
             "The type of a model's weights must be an unplaced struct with the container ModelWeights.",
             expected="<trainable=T,non_trainable=N> as ModelWeights",
@@ -264,10 +265,12 @@ def _check_model_weights_type(model_weights_type: Type) -> None:
         )
     if not is_structure_of_tensors(model_weights_type):
         raise KoinonTypeError("The weights of a model must be tensors.", found=model_weights_type)
+    return model_weights_type
 
 
 def _specs(type_: Type) -> Any:
     """The shapes and dtypes of a structure of tensors, in its containers."""
-    if isinstance(type_, TensorType):
-        return jax.ShapeDtypeStruct(type_.shape, type_.dtype)
-    return to_container(type_, [_specs(element) for _, element in type_.items()])
+    if isinstance(type_, StructType):
+        return to_container(type_, [_specs(element) for element in type_])
+    assert isinstance(type_, TensorType)
+    return jax.ShapeDtypeStruct(type_.shape, type_.dtype)

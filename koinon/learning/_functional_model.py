@@ -222,9 +222,7 @@ def evaluate(model: FunctionalModel, weights: Any, data: Any, *, batch_size: int
     stacked = _stacked_examples(model.input_spec, data, "")
     counts = {leaf.shape[0] for leaf in jax.tree.leaves(stacked)}
     if len(counts) != 1:
-        raise KoinonTypeError(
-            "Stacked examples must all have the same number of rows.", found=f"{sorted(counts)} rows"
-        )
+        raise KoinonTypeError("Stacked examples must all have the same number of rows.", found=f"{sorted(counts)} rows")
     return model._evaluate(ModelWeights(*weights), stacked, batch_size=batch_size)
 
 
@@ -310,10 +308,11 @@ def _as_weights(weights: Any) -> ModelWeights:
 def _split_by_name(examples: Any) -> tuple[Any, Any]:
     if isinstance(examples, Mapping) and "x" in examples and "y" in examples:
         return examples["x"], examples["y"]
-    if hasattr(examples, "x") and hasattr(examples, "y"):
-        return examples.x, examples.y
-    if isinstance(examples, (tuple, list)) and len(examples) == 2:
-        return examples[0], examples[1]
+    if isinstance(examples, (tuple, list)):
+        if {"x", "y"} <= set(getattr(examples, "_fields", ())):
+            return getattr(examples, "x"), getattr(examples, "y")  # noqa: B009 - a field, not a known attribute
+        if len(examples) == 2:
+            return examples[0], examples[1]
     raise KoinonTypeError(
         "An example has the fields `x` and `y`, or is a pair (x, y).",
         found=infer_type(examples),

@@ -77,4 +77,6 @@ def _check_setter(template: str, state_type: Type, setter: Computation) -> None:
     result = setter.type_signature.result
     if not result.is_assignable_from(state_type):
         what = f"{template}: `set_hparams` must return the state of the process."
-        raise mismatch(SetHparamsTypeError, what, result, state_type, "return the state with other hyperparameters in it")
+        raise mismatch(
+            SetHparamsTypeError, what, result, state_type, "return the state with other hyperparameters in it"
+        )

@@ -122,9 +122,7 @@ def binary_accuracy(threshold: float = 0.0) -> Metric:
     Args:
       threshold: 0 for logits, 0.5 for probabilities.
     """
-    return mean(
-        lambda predictions, labels: (predictions > threshold) == (match_rank(labels, predictions) > 0.5)
-    )
+    return mean(lambda predictions, labels: (predictions > threshold) == (match_rank(labels, predictions) > 0.5))
 
 
 def mean_squared_error() -> Metric:

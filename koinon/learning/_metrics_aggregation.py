@@ -31,11 +31,15 @@ MetricsAggregator: TypeAlias = Callable[[MetricFinalizers], Callable[[Any], Any]
 def sum_then_finalize(metric_finalizers: MetricFinalizers) -> PolymorphicComputation:
     """The sum of the clients' metric states, finalized at the server.
 
-    Type: `({M}@CLIENTS -> R@SERVER)`, for any struct M of states that can be summed.
+    Type: `({M}@CLIENTS -> R@SERVER)`, for any struct M of states that can be summed; it is polymorphic, and called
+    inside a federated computation.
 
     >>> import jax.numpy as jnp
     >>> import koinon as ko
-    >>> aggregate = ko.learning.metrics.sum_then_finalize({"mean": lambda state: state["total"] / state["count"]})
+    >>> mean_of = ko.learning.metrics.sum_then_finalize({"mean": lambda state: state["total"] / state["count"]})
+    >>> @ko.federated_computation(ko.types.at_clients({"mean": {"total": jnp.float32, "count": jnp.float32}}))
+    ... def aggregate(states):
+    ...     return mean_of(states)
     >>> float(aggregate([{"mean": {"total": 6.0, "count": 2.0}}, {"mean": {"total": 0.0, "count": 1.0}}])["mean"])
     2.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from koinon.learning._metrics_aggregation import MetricsAggregator, sum_then_fin
 from koinon.learning._optimizer import Optimizer, as_optimizer
 from koinon.learning._weights import ModelWeights
 from koinon.templates import MeasuredProcessOutput
-from koinon.types import SERVER, SequenceType, at_clients, at_server
+from koinon.types import SERVER, SequenceType, StructType, at_clients, at_server, strip_placement
 
 NUM_NON_FINITE_CLIENTS_KEY = "num_non_finite_clients"
 
@@ -133,7 +134,7 @@ def build_local_training(
       client_weighting: how much a client counts.
       metrics_aggregator: see `build_model_delta_client_work`.
       seed: see `build_model_delta_client_work`.
-      adjust_gradients: `(gradients, trainable, initial_trainable) -> gradients`, applied before each step; None for the
+      adjust_gradients: `(initial_trainable, gradients, trainable) -> gradients`, applied before each step; None for the
         plain gradients.
     """
     optimizer = as_optimizer(optimizer)
@@ -159,7 +160,7 @@ def build_local_training(
             optimizer_state_with(optimizer, initial.trainable, inputs.get("hparams", {})),
             plan.batches(data, order_key),
             model_key,
-            adjust_gradients and (lambda gradients, trainable: adjust_gradients(gradients, trainable, initial.trainable)),
+            None if adjust_gradients is None else functools.partial(adjust_gradients, initial.trainable),
         )
         delta = jax.tree.map(jnp.subtract, initial.trainable, trained.weights.trainable)
         weight = weight_of(client_weighting, plan.num_examples(data))
@@ -212,6 +213,15 @@ def training_finalizers(model: FunctionalModel) -> dict[str, Callable[[Any], Any
     """The finalizers of a model's metrics while it trains, by name."""
     finalizers = {name: metric.finalize for name, metric in model.metrics.items()}
     return {**finalizers, NUM_NON_FINITE_CLIENTS_KEY: lambda count: count}
+
+
+def result_types(client_work: ClientWorkProcess) -> tuple[Any, Any]:
+    """The types of the update and of the weight that a client returns."""
+    output_type = client_work.next.type_signature.result
+    assert isinstance(output_type, StructType)
+    result_type = strip_placement(output_type["result"])
+    assert isinstance(result_type, StructType)
+    return result_type["update"], result_type["update_weight"]
 
 
 def initial_weights_fn(model: FunctionalModel) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError, MissingDependencyError
 from koinon.learning._functional_model import FunctionalModel, ModelOutput, accepts_keyword, example_inputs
@@ -46,8 +47,8 @@ def from_flax(
     ...     loss=ko.learning.losses.cross_entropy,
     ...     metrics={"accuracy": ko.learning.metrics.accuracy()},
     ...     key=jax.random.key(0),
-    ... )
-    FunctionalModel(<x=float32[64],y=int32>, 2,410 trainable parameters, metrics loss, accuracy, num_examples, num_batches)
+    ... ).num_parameters
+    2410
 
     Args:
       module: a `flax.linen.Module`, or a `flax.nnx.Module`, which is copied and stays as it is.
@@ -152,7 +153,7 @@ def _with_fresh_keys(rng_state: Any, key: Any) -> Any:
     """The state of NNX's random streams with keys of this step; their counters start anew."""
     leaves = jax.tree.leaves(rng_state)
     fresh = [
-        jax.random.fold_in(key, i) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        jax.random.fold_in(key, i) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
         for i, leaf in enumerate(leaves)
     ]
     return _replace_leaves(rng_state, fresh)

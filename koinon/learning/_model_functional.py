@@ -38,8 +38,8 @@ def functional(
     ...     loss=ko.learning.losses.cross_entropy,
     ...     metrics={"accuracy": ko.learning.metrics.accuracy()},
     ...     key=jax.random.key(0),
-    ... )
-    FunctionalModel(<x=float32[64],y=int32>, 650 trainable parameters, metrics loss, accuracy, num_examples, num_batches)
+    ... ).num_parameters
+    650
 
     Args:
       apply_fn: called as `apply_fn(weights, x)`, and with `training` and `key` where it takes them by these names;

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from koinon._errors import KoinonValueError
 from koinon.learning._optimizer import (
@@ -108,7 +109,7 @@ def build_sgdm(learning_rate: float = 0.01, momentum: float | None = None, neste
       KoinonValueError: a hyperparameter is out of its range.
     """
     _check_at_least_zero(learning_rate=learning_rate)
-    if momentum is None or (not isinstance(momentum, jax.core.Tracer) and momentum == 0):
+    if momentum is None or (not isinstance(momentum, Tracer) and momentum == 0):
         if nesterov:
             raise KoinonValueError(
                 "Nesterov's correction needs momentum.", found=f"{momentum=}", hint="pass momentum=0.9"
@@ -119,9 +120,7 @@ def build_sgdm(learning_rate: float = 0.01, momentum: float | None = None, neste
     return LeafwiseOptimizer({LEARNING_RATE_KEY: learning_rate, "momentum": momentum}, {"accumulator": 0.0}, rule)
 
 
-def build_adam(
-    learning_rate: float, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7
-) -> Optimizer:
+def build_adam(learning_rate: float, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7) -> Optimizer:
     r"""Adam, in the form of the paper's section 2, where epsilon stands beside the uncorrected root.
 
     `a <- b1 a + (1 - b1) g`, `s <- b2 s + (1 - b2) g^2`, and at step t, with
@@ -202,9 +201,7 @@ def build_yogi(
     return LeafwiseOptimizer(hparams, slots, _yogi, _correct_bias)
 
 
-def build_adagrad(
-    learning_rate: float, initial_preconditioner_value: float = 0.1, epsilon: float = 1e-7
-) -> Optimizer:
+def build_adagrad(learning_rate: float, initial_preconditioner_value: float = 0.1, epsilon: float = 1e-7) -> Optimizer:
     r"""Adagrad: `s <- s + g^2`, `w <- w - lr g / sqrt(s + epsilon)`.
 
     Args:
@@ -314,12 +311,12 @@ def _check_adam(*, learning_rate: float, beta_1: float, beta_2: float, epsilon: 
 def _check_at_least_zero(**hparams: Any) -> None:
     for name, value in hparams.items():
         # A rate may be traced, when an optimizer is built inside a computation; then its value is not known.
-        if not isinstance(value, jax.core.Tracer) and not value >= 0:
+        if not isinstance(value, Tracer) and not value >= 0:
             raise KoinonValueError(f"`{name}` must not be negative.", found=repr(value))
 
 
 def _check_range(name: str, value: Any, low: float, high: float, *, open_above: bool = True) -> None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     if not (low <= value < high or (value == high and not open_above)):
         interval = f"[{low:g}, {high:g}{')' if open_above else ']'}"

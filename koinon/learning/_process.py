@@ -14,11 +14,12 @@ from koinon._errors import (
     TemplateNextFnNumArgsError,
 )
 from koinon.computation import Computation
-from koinon.learning._client_state import check_client_state_computation, check_client_state_returned
+from koinon.learning._client_state import check_client_state
 from koinon.learning._hparams import hparams_computations
 from koinon.templates._checks import check_argument_count, check_computation, check_placement, mismatch
 from koinon.templates._iterative import IterativeProcess
-from koinon.types import CLIENTS, SERVER, StructType, Type, is_structure_of_sequences
+from koinon.templates._signature import arguments_of, output_of
+from koinon.types import CLIENTS, SERVER, StructType, Type, is_structure_of_sequences, strip_placement
 
 
 class LearningProcessOutput(NamedTuple):
@@ -123,16 +124,16 @@ class LearningProcess(IterativeProcess):
         state = initialize_fn.type_signature.result
         check_placement(state, SERVER, "the state", template, LearningProcessPlacementError)
         _check_next(template, next_fn, client_state_fn)
-        # `next` may take a wider state than `initialize` returns, and the weights are read from and written to either.
-        taken = next_fn.type_signature.parameter[0]
-        check_placement(taken, SERVER, "the first argument of `next`", template, LearningProcessPlacementError)
+        # `next` may take a wider state than `initialize` returns, and weights are read from and written to either.
+        taken = arguments_of(next_fn.type_signature)[0]
+        taken = check_placement(taken, SERVER, "the state", template, LearningProcessPlacementError)
         _check_get_model_weights(template, get_model_weights, taken.member)
         _check_set_model_weights(template, set_model_weights, taken.member)
         self._get_model_weights = get_model_weights
         self._set_model_weights = set_model_weights
         self._client_state_fn = client_state_fn
         self._get_hparams, self._set_hparams = hparams_computations(
-            template, state.member, get_hparams_fn, set_hparams_fn
+            template, strip_placement(state), get_hparams_fn, set_hparams_fn
         )
 
     @property
@@ -163,7 +164,9 @@ class LearningProcess(IterativeProcess):
     @property
     def client_state_type(self) -> Type | None:
         """The unplaced type of the state that a client keeps; None if clients keep no state."""
-        return None if self._client_state_fn is None else self.next.type_signature.parameter[1].member
+        if self._client_state_fn is None:
+            return None
+        return strip_placement(arguments_of(self.next.type_signature)[1])
 
 
 def _check_next(template: str, next_fn: Computation, client_state_fn: Computation | None) -> None:
@@ -177,9 +180,9 @@ def _check_next(template: str, next_fn: Computation, client_state_fn: Computatio
             hint=f"return `{output.__name__}({', '.join(output._fields)})` from `next`",
         )
     count = 2 if client_state_fn is None else 3
-    check_argument_count(signature, range(count, count + 1), template, TemplateNextFnNumArgsError)
-    data = signature.parameter[count - 1]
-    check_placement(data, CLIENTS, "the last argument of `next`", template, LearningProcessPlacementError)
+    arguments = check_argument_count(signature, range(count, count + 1), template, TemplateNextFnNumArgsError)
+    data = arguments[-1]
+    data = check_placement(data, CLIENTS, "the last argument of `next`", template, LearningProcessPlacementError)
     if not is_structure_of_sequences(data.member):
         raise LearningProcessSequenceTypeError(
             f"{template}: the data of a client must be a sequence, or a struct of sequences.",
@@ -187,17 +190,11 @@ def _check_next(template: str, next_fn: Computation, client_state_fn: Computatio
             found=data,
             hint="declare it as `at_clients(SequenceType(D))`, where D is one example",
         )
-    metrics = signature.result["metrics"]
+    metrics = output_of(signature, "metrics")
     check_placement(metrics, SERVER, "`metrics` of `next`", template, LearningProcessPlacementError)
     if client_state_fn is not None:
-        check_client_state_computation(template, client_state_fn)
-        _check_client_state(template, client_state_fn, signature.parameter[1], signature.result["client_state"])
-
-
-def _check_client_state(template: str, client_state_fn: Computation, taken: Type, returned: Type) -> None:
-    check_placement(taken, CLIENTS, "the second argument of `next`", template, LearningProcessPlacementError)
-    check_placement(returned, CLIENTS, "`client_state` of `next`", template, LearningProcessPlacementError)
-    check_client_state_returned(template, client_state_fn, taken, returned)
+        returned = output_of(signature, "client_state")
+        check_client_state(template, client_state_fn, arguments[1], returned, LearningProcessPlacementError)
 
 
 def _check_get_model_weights(template: str, get_model_weights: Computation, state_type: Type) -> None:

@@ -7,7 +7,7 @@ import enum
 import math
 import operator
 import os
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -37,12 +37,12 @@ class CSVFileReleaseManager:
     back exactly, arrays as nested lists. A leaf that earlier rows do not have becomes a new column, empty there.
 
     Example:
-      >>> import os, tempfile
-      >>> path = os.path.join(tempfile.mkdtemp(), "metrics.csv")
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "metrics.csv"
       >>> manager = CSVFileReleaseManager(path)
       >>> manager.release({"loss": 0.5}, key=1)
       >>> manager.release({"loss": 0.25, "accuracy": 0.1}, key=2)
-      >>> print(open(path).read(), end="")
+      >>> print(path.read_text(), end="")
       key,loss,accuracy
       1,0.5,
       2,0.25,0.1
@@ -69,7 +69,7 @@ class CSVFileReleaseManager:
         self._key_fieldname = key_fieldname
         self._file = LineFile(file_path, CSVRows(), key_fieldname, save_mode is CSVSaveMode.APPEND)
 
-    def release(self, value: Any, key: int) -> None:
+    def release(self, value: Any, key: SupportsIndex) -> None:
         """Writes `value` as the row of `key`, after removing the rows of this key and of greater ones.
 
         So a program that is restarted from an older state writes its rounds again, and the file is as if the program
@@ -109,10 +109,10 @@ class JSONLinesReleaseManager:
     back exactly; those that JSON does not have are the strings "NaN", "Infinity" and "-Infinity".
 
     Example:
-      >>> import os, tempfile
-      >>> path = os.path.join(tempfile.mkdtemp(), "metrics.jsonl")
+      >>> import pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "metrics.jsonl"
       >>> JSONLinesReleaseManager(path).release({"train": {"loss": 0.5}}, key=1)
-      >>> print(open(path).read(), end="")
+      >>> print(path.read_text(), end="")
       {"key": 1, "value": {"train": {"loss": 0.5}}}
     """
 
@@ -129,7 +129,7 @@ class JSONLinesReleaseManager:
         """
         self._file = LineFile(file_path, JSONRows(), "key", save_mode is CSVSaveMode.APPEND)
 
-    def release(self, value: Any, key: int) -> None:
+    def release(self, value: Any, key: SupportsIndex) -> None:
         """Writes `value` as the line of `key`, after removing the lines of this key and of greater ones.
 
         Args:

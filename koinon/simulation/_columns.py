@@ -102,7 +102,8 @@ def _element_type(stacked_type: Type) -> Type:
 
 
 def _check_leaf(leaf: Any, path: str, what: str) -> None:
-    if isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim > 0:
+    is_key = hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    if isinstance(leaf, np.ndarray | jax.Array) and leaf.ndim > 0 and not is_key:
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in _HINTS:
             raise KoinonTypeError(
                 f"{what} hold an array whose elements are no numbers.",
@@ -112,11 +113,11 @@ def _check_leaf(leaf: Any, path: str, what: str) -> None:
                 hint=_HINTS[leaf.dtype.kind],
             )
         return
-    found = f"an array without dimensions, dtype {leaf.dtype}" if hasattr(leaf, "dtype") else f"{type(leaf).__name__}"
+    found = f"{type(leaf).__name__}, dtype {leaf.dtype}, shape {leaf.shape}" if hasattr(leaf, "dtype") else repr(leaf)
     raise KoinonTypeError(
         f"{what} hold something else than arrays of examples.",
-        expected="NumPy or JAX arrays, the first dimension of which counts the examples",
-        found=found,
+        expected="NumPy or JAX arrays of numbers, the first dimension of which counts the examples",
+        found=found[:200],
         differs=path or None,
         hint="stack the examples with `np.stack` or `np.asarray`",
     )

@@ -10,8 +10,8 @@ import numpy as np
 from koinon._errors import KoinonValueError, MissingDependencyError
 from koinon.computation import PackedSequences
 from koinon.simulation._client_data import ClientData
+from koinon.simulation._columns import read_columns
 from koinon.simulation._partition import by_label, dirichlet_labels
-from koinon.types import to_type
 
 __all__ = ["FederatedSplit", "load_digits", "synthetic", "synthetic_classification"]
 
@@ -175,8 +175,8 @@ def synthetic_classification(
 
 def _packed(arrays: dict[str, np.ndarray], sizes: np.ndarray) -> ClientData:
     """The data whose rows are those of the clients in turn, without a copy."""
-    example = {name: (array.dtype, array.shape[1:]) for name, array in arrays.items()}
-    for array in arrays.values():
-        array.flags.writeable = False
-    packed = PackedSequences(to_type(example), [*arrays.values()], np.cumsum(sizes) - sizes, sizes)
+    columns = read_columns(arrays, "The arrays of a dataset")
+    for leaf in columns.leaves:
+        leaf.flags.writeable = False
+    packed = PackedSequences(columns.element_type, columns.leaves, np.cumsum(sizes) - sizes, sizes)
     return ClientData(packed, range(len(sizes)), np.arange(len(sizes), dtype=np.int32))

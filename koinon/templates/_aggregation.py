@@ -21,6 +21,7 @@ from koinon.templates._checks import (
 )
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._measured import MeasuredProcess
+from koinon.templates._signature import arguments_of, output_of
 from koinon.types import CLIENTS, SERVER
 
 
@@ -78,24 +79,26 @@ class AggregationProcess(MeasuredProcess):
         signature = next_fn.type_signature
         check_returns_placed(initialize_fn.type_signature.result, template, AggregationNotFederatedError)
         check_all_placed(signature, template, AggregationNotFederatedError)
-        check_placement(
-            initialize_fn.type_signature.result, SERVER, "the state", template, AggregationPlacementError
+        check_placement(initialize_fn.type_signature.result, SERVER, "the state", template, AggregationPlacementError)
+        at_least_two = range(2, sys.maxsize)
+        _, value, *_ = check_argument_count(signature, at_least_two, template, TemplateNextFnNumArgsError)
+        value = check_placement(value, CLIENTS, "the second argument of `next`", template, AggregationPlacementError)
+        result, _ = (
+            check_placement(
+                output_of(signature, name), SERVER, f"`{name}` of `next`", template, AggregationPlacementError
+            )
+            for name in ("result", "measurements")
         )
-        check_argument_count(signature, range(2, sys.maxsize), template, TemplateNextFnNumArgsError)
-        value, result = signature.parameter[1], signature.result
-        check_placement(value, CLIENTS, "the second argument of `next`", template, AggregationPlacementError)
-        for field in ("result", "measurements"):
-            check_placement(result[field], SERVER, f"`{field}` of `next`", template, AggregationPlacementError)
-        if not allow_type_change and not value.member.is_assignable_from(result["result"].member):
+        if not allow_type_change and not value.member.is_assignable_from(result.member):
             raise mismatch(
                 AggregationValueTypeMismatchError,
                 f"{template}: the result must have the type of the values that are aggregated.",
                 value.member,
-                result["result"].member,
+                result.member,
                 hint="pass `allow_type_change=True` if the aggregation is meant to change the type",
             )
 
     @property
     def is_weighted(self) -> bool:
         """Whether `next` takes weights: three arguments."""
-        return len(self.next.type_signature.parameter) == 3
+        return len(arguments_of(self.next.type_signature)) == 3

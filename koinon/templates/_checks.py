@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from typing import TypeVar
 
 from koinon._errors import KoinonTypeError, TemplateError
 from koinon.computation import Computation, PolymorphicComputation
+from koinon.templates._signature import arguments_of, leaves
 from koinon.types import FederatedType, FunctionType, PlacementLiteral, StructType, Type, first_difference
 
 _Error = TypeVar("_Error", bound=KoinonTypeError)
@@ -17,7 +16,7 @@ _MAX_PRINTED = 120
 
 
 def mismatch(error: type[_Error], what: str, target: Type, source: Type, hint: str | None = None) -> _Error:
-    """An error about a type `source` that cannot be used where `target` is declared, or that is not equivalent to it."""
+    """An error about a type `source` that cannot be used for `target`, or that is not equivalent to it."""
     difference = first_difference(target, source)
     if difference is None and (backwards := first_difference(source, target)) is not None:
         difference = backwards.swapped()
@@ -47,15 +46,6 @@ def check_computation(value: object, label: str, template: str) -> None:
     raise KoinonTypeError(f"Expected koinon.Computation, found {found} as `{label}` of {template}.", hint=hint)
 
 
-def leaves(type_: Type | None) -> Iterator[Type]:
-    """The types at the leaves of a struct, or the type itself; an empty struct has none."""
-    if isinstance(type_, StructType):
-        for _, element in type_.items():
-            yield from leaves(element)
-    elif type_ is not None:
-        yield type_
-
-
 def check_returns_placed(state: Type, template: str, error: type[TemplateError]) -> None:
     """Raises `error` unless the state that `initialize` returns is a placed value."""
     if not isinstance(state, FederatedType):
@@ -82,29 +72,32 @@ def check_all_placed(signature: FunctionType, template: str, error: type[Templat
 
 def check_placement(
     type_: Type, placement: PlacementLiteral, what: str, template: str, error: type[TemplateError]
-) -> None:
-    """Raises `error` unless a type is placed at `placement`; `what` names the value in the message."""
+) -> FederatedType:
+    """The type, after raising `error` unless it is placed at `placement`; `what` names the value in the message."""
     if isinstance(type_, FederatedType) and type_.placement is placement:
-        return
+        return type_
     if isinstance(type_, FederatedType):
         hint = f"place it at {placement}"
     elif isinstance(type_, StructType) and len(type_) == 0:
         hint = f"return `federated_value((), ko.{placement})` instead of `()`"
     else:
         hint = f"wrap it in `federated_zip`, so that it is one value at {placement}"
-    raise error(f"{template}: {what} must be placed at {placement}.", expected=f"a value at {placement}", found=type_, hint=hint)
+    raise error(
+        f"{template}: {what} must be placed at {placement}.", expected=f"a value at {placement}", found=type_, hint=hint
+    )
 
 
-def check_argument_count(signature: FunctionType, counts: range, template: str, error: type[TemplateError]) -> None:
-    """Raises `error` unless the number of arguments of `next` is one of `counts`."""
-    parameter = signature.parameter
-    found = len(parameter) if isinstance(parameter, StructType) else 1
-    if found in counts:
-        return
+def check_argument_count(
+    signature: FunctionType, counts: range, template: str, error: type[TemplateError]
+) -> tuple[Type, ...]:
+    """The types of the arguments of `next`, after raising `error` unless their number is one of `counts`."""
+    found = arguments_of(signature)
+    if len(found) in counts:
+        return found
     expected = f"exactly {counts.start}" if len(counts) == 1 else f"at least {counts.start}"
     raise error(
         f"{template}: `next` must take {expected} arguments.",
         expected=f"{expected} arguments",
-        found=f"{found}: {parameter}",
+        found=f"{len(found)}: {signature.parameter}",
         hint="write one parameter of the Python function for each argument of the template",
     )

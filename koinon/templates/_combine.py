@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 from koinon._errors import (
     KoinonTypeError,
@@ -15,7 +17,8 @@ from koinon._errors import (
 from koinon.computation import Computation, federated_computation, federated_zip
 from koinon.templates._checks import check_argument_count, mismatch
 from koinon.templates._measured import MeasuredProcess, MeasuredProcessOutput
-from koinon.types import FederatedType, StructType, Type
+from koinon.templates._signature import arguments_of, output_of
+from koinon.types import FederatedType, PlacementLiteral, StructType, Type, strip_placement
 
 
 def chain_measured_processes(measured_processes: Mapping[str, MeasuredProcess]) -> MeasuredProcess:
@@ -50,9 +53,9 @@ def chain_measured_processes(measured_processes: Mapping[str, MeasuredProcess]) 
     """
     processes = _check_processes(measured_processes, "chain")
     items = list(processes.items())
-    for (before, producer), (name, consumer) in zip(items, items[1:], strict=False):
-        taken = consumer.next.type_signature.parameter[1]
-        given = producer.next.type_signature.result["result"]
+    for (before, producer), (name, consumer) in itertools.pairwise(items):
+        taken = arguments_of(consumer.next.type_signature)[1]
+        given = output_of(producer.next.type_signature, "result")
         if not taken.is_assignable_from(given):
             raise mismatch(
                 TypeNotAssignableError,
@@ -62,8 +65,8 @@ def chain_measured_processes(measured_processes: Mapping[str, MeasuredProcess]) 
                 hint="put a process between the two that converts the value, or build one for the type of the other",
             )
 
-    @federated_computation(_state_type(processes), items[0][1].next.type_signature.parameter[1])
-    def next_fn(state, value):
+    @federated_computation(_state_type(processes), arguments_of(items[0][1].next.type_signature)[1])
+    def next_fn(state: Any, value: Any) -> Any:
         states, measurements = OrderedDict(), OrderedDict()
         for name, process in processes.items():
             output = process.next(state[name], value)
@@ -103,10 +106,10 @@ def concatenate_measured_processes(measured_processes: Mapping[str, MeasuredProc
       <send=float32@CLIENTS,add=float32@SERVER>
     """
     processes = _check_processes(measured_processes, "concatenate")
-    values = StructType([(name, process.next.type_signature.parameter[1]) for name, process in processes.items()])
+    values = StructType([(name, arguments_of(process.next.type_signature)[1]) for name, process in processes.items()])
 
     @federated_computation(_state_type(processes), values)
-    def next_fn(state, values):
+    def next_fn(state: Any, values: Any) -> Any:
         outputs = {name: process.next(state[name], values[name]) for name, process in processes.items()}
         return MeasuredProcessOutput(
             federated_zip(OrderedDict((name, output.state) for name, output in outputs.items())),
@@ -133,39 +136,37 @@ def _check_processes(processes: Mapping[str, MeasuredProcess], verb: str) -> dic
                 expected="MeasuredProcess",
                 found=type(process).__qualname__,
             )
-        check_argument_count(
-            process.next.type_signature, range(2, 3), f"The process `{name}`", TemplateNextFnNumArgsError
-        )
-    states = {name: process.initialize.type_signature.result for name, process in processes.items()}
-    _check_one_placement(states, "states", verb)
-    _check_one_placement(
-        {name: process.next.type_signature.result["measurements"] for name, process in processes.items()},
-        "measurements",
-        verb,
-    )
+        label = f"The process `{name}` to {verb}"
+        check_argument_count(process.next.type_signature, range(2, 3), label, TemplateNextFnNumArgsError)
+    _placement({name: process.state_type for name, process in processes.items()}, "states", verb)
+    measurements = {name: output_of(process.next.type_signature, "measurements") for name, process in processes.items()}
+    _placement(measurements, "measurements", verb)
     return dict(processes)
 
 
-def _check_one_placement(types: Mapping[str, Type], what: str, verb: str) -> None:
+def _placement(types: Mapping[str, Type], what: str, verb: str) -> PlacementLiteral:
+    """The one place where all types are, after raising an error if there is none."""
     placements = {type_.placement if isinstance(type_, FederatedType) else None for type_ in types.values()}
-    if len(placements) > 1 or None in placements:
+    placement = placements.pop()
+    if placement is None or placements:
         raise TemplatePlacementError(
             f"The {what} of the processes to {verb} must all be placed at one place.",
             expected=f"{what} at SERVER",
             found=", ".join(f"{name}={type_}" for name, type_ in types.items()),
             hint="place the state and the measurements of every process at SERVER",
         )
+    return placement
 
 
 def _state_type(processes: Mapping[str, MeasuredProcess]) -> FederatedType:
-    members = [(name, process.state_type.member) for name, process in processes.items()]
-    placement = next(iter(processes.values())).state_type.placement
-    return FederatedType(StructType(members, OrderedDict), placement)
+    types = {name: process.state_type for name, process in processes.items()}
+    members = [(name, strip_placement(type_)) for name, type_ in types.items()]
+    return FederatedType(StructType(members, OrderedDict), _placement(types, "states", "combine"))
 
 
 def _initialize(processes: Mapping[str, MeasuredProcess]) -> Computation:
     @federated_computation
-    def initialize_fn():
+    def initialize_fn() -> Any:
         return federated_zip(OrderedDict((name, process.initialize()) for name, process in processes.items()))
 
     return initialize_fn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from koinon._errors import EstimateNotAssignableError, TemplateError, TemplateStateNotAssignableError
 from koinon.computation import Computation, federated_computation
@@ -99,7 +100,7 @@ class EstimationProcess(IterativeProcess):
         report = self.report
 
         @federated_computation(self.report.type_signature.parameter)
-        def mapped_report(state):
+        def mapped_report(state: Any) -> Any:
             return fn(report(state))
 
         return EstimationProcess(self.initialize, self.next, mapped_report, parts=self.parts)

@@ -124,19 +124,22 @@ def _state_parameter(
     """The type of the state that `next_fn` takes, after checking that it takes what `initialize_fn` returns."""
     state = initialize_fn.type_signature.result
     parameter = next_fn.type_signature.parameter
-    is_struct = isinstance(parameter, StructType) and len(parameter) > 0
-    if parameter is None or (next_is_multi_arg and not is_struct):
+    first = parameter[0] if isinstance(parameter, StructType) and len(parameter) > 0 else None
+    if parameter is None or (next_is_multi_arg and first is None):
+        several = "several arguments, the first of which is " if next_is_multi_arg else ""
         raise TemplateNextFnNumArgsError(
-            f"{template}: `next` must take {'several arguments, the first of which is ' if parameter else ''}the state.",
+            f"{template}: `next` must take {several}the state.",
             expected=f"(<{state},...> -> ...)" if next_is_multi_arg else f"({state} -> ...)",
             found=next_fn.type_signature,
             hint="give `next` the state as its first parameter",
         )
     if not next_is_multi_arg and parameter.is_assignable_from(state):
         return parameter
-    if next_is_multi_arg is not False and is_struct and parameter[0].is_assignable_from(state):
-        return parameter[0]
-    taken = parameter[0] if is_struct and next_is_multi_arg is not False else parameter
+    if next_is_multi_arg is False:
+        first = None
+    if first is not None and first.is_assignable_from(state):
+        return first
+    taken = parameter if first is None else first
     raise mismatch(
         TemplateStateNotAssignableError,
         f"{template}: `next` must accept the state that `initialize` returns.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from koinon.templates._signature import arguments_of
 from koinon.types import FederatedType, FunctionType, SequenceType, StructType, Type
 
 if TYPE_CHECKING:
@@ -86,6 +87,15 @@ def show_process(process: IterativeProcess) -> str:
 def _show_parts(process: IterativeProcess, names: _TypeNames, lines: list[str], indent: str) -> None:
     width = max(map(len, process.parts), default=0)
     for name, part in process.parts.items():
-        signature = names.show(part.next.type_signature)
-        lines.append(f"{indent}{name:<{width}}  {type(part).__name__}  {signature}")
+        lines.append(f"{indent}{name:<{width}}  {type(part).__name__}  {_show_flow(part, names)}")
         _show_parts(part, names, lines, indent + "  ")
+
+
+def _show_flow(part: IterativeProcess, names: _TypeNames) -> str:
+    """What goes through a part: its arguments but for the state, and its result but for state and measurements."""
+    signature = part.next.type_signature
+    given = [names.show(argument) for argument in arguments_of(signature)[1:]]
+    result = signature.result
+    if isinstance(result, StructType) and "result" in result.fields():
+        result = result["result"]
+    return f"{', '.join(given)} -> {names.show(result)}"

@@ -38,7 +38,7 @@ def l2_clip(value, norm):
 
 @pytest.mark.parametrize("norm", [0.0, 1.0, 5.0, 7.0, 100.0])
 def test_values_are_scaled_down_to_the_norm(backend, norm):
-    """value * min(1, norm / ||value||), summed; the clients beyond the norm are counted."""
+    """The value times min(1, norm / ||value||), summed; the clients beyond the norm are counted."""
     output = run(clipping_factory(norm, SumFactory()).create(VECTOR), CLIENTS)
 
     np.testing.assert_allclose(output.result, sum(l2_clip(v, norm) for v in CLIENTS), rtol=1e-6)
@@ -192,9 +192,7 @@ def estimation(norm_type=FLOAT, report_type=FLOAT, multi=True, extra_result=Fals
         next_fn = ko.federated_computation(state, at_clients(norm_type))(lambda s, norms: (s, s))
     else:
         next_fn = ko.federated_computation(state, at_clients(norm_type))(lambda s, norms: s)
-    report = ko.federated_computation(state)(
-        lambda s: ko.federated_map(lambda x: x.astype(report_type.dtype), s)
-    )
+    report = ko.federated_computation(state)(lambda s: ko.federated_map(lambda x: x.astype(report_type.dtype), s))
     return EstimationProcess(initialize, next_fn, report)
 
 

@@ -21,9 +21,7 @@ def run(process, *arguments):
 def test_the_weighted_mean_is_that_of_numpy(backend, weight_dtype):
     """sum(w * v) / sum(w), leaf by leaf, for float and integer weights."""
     rng = np.random.default_rng(1)
-    clients = [
-        {"a": rng.normal(size=(3,)).astype(np.float32), "b": np.float32(rng.normal())} for _ in range(4)
-    ]
+    clients = [{"a": rng.normal(size=(3,)).astype(np.float32), "b": np.float32(rng.normal())} for _ in range(4)]
     weights = rng.integers(1, 10, size=4).astype(weight_dtype)
     process = MeanFactory().create(to_type(clients[0]), TensorType(weight_dtype))
     result = run(process, clients, list(weights)).result

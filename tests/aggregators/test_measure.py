@@ -33,7 +33,10 @@ def test_clients_values_are_measured(backend):
 
 def test_the_result_is_measured(backend):
     """The function is given the result at the server."""
-    square = lambda result: {"square": ko.federated_map(lambda x: x * x, result)}
+
+    def square(result):
+        return {"square": ko.federated_map(lambda x: x * x, result)}
+
     output = run(add_measurements(SumFactory(), server_measurement_fn=square), [1.0, 2.0])
 
     assert float(output.measurements["square"]) == 9.0

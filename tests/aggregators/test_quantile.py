@@ -70,7 +70,7 @@ def test_a_number_that_is_not_finite_leaves_the_estimate_finite(backend):
 
 
 def test_the_report_may_be_an_affine_function_of_the_quantile(backend):
-    """multiplier * C + increment, while C itself is updated as before."""
+    """It is multiplier * C + increment, while C itself is updated as before."""
     process = no_noise(1.0, 0.5, 0.2, multiplier=3.0, increment=0.25)
     state = process.next(process.initialize(), [0.5, 0.6])
 

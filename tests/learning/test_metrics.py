@@ -26,7 +26,9 @@ def value_of(metric: metrics.Metric, predictions=LOGITS, labels=LABELS, splits=(
     state = metric.initialize()
     for low, high in splits:
         rows = slice(low, high)
-        batch = metrics.BatchOutput(values[rows], jnp.asarray(predictions)[rows], jnp.asarray(labels)[rows], jnp.asarray(mask)[rows])
+        batch = metrics.BatchOutput(
+            values[rows], jnp.asarray(predictions)[rows], jnp.asarray(labels)[rows], jnp.asarray(mask)[rows]
+        )
         state = jax.jit(metric.update)(state, batch)
     return np.asarray(metric.finalize(state))
 
@@ -43,7 +45,12 @@ CASES = {
     "examples": (metrics.num_examples(), LOGITS, LABELS, 4),
     "confusion": (metrics.confusion_matrix(3), LOGITS, LABELS, np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1]])),
     "squared": (metrics.mean_squared_error(), PREDICTIONS, TARGETS, ((PREDICTIONS - TARGETS)[:4] ** 2).mean()),
-    "root": (metrics.root_mean_squared_error(), PREDICTIONS, TARGETS, np.sqrt(((PREDICTIONS - TARGETS)[:4] ** 2).mean())),
+    "root": (
+        metrics.root_mean_squared_error(),
+        PREDICTIONS,
+        TARGETS,
+        np.sqrt(((PREDICTIONS - TARGETS)[:4] ** 2).mean()),
+    ),
     "absolute": (metrics.mean_absolute_error(), PREDICTIONS, TARGETS, np.abs((PREDICTIONS - TARGETS)[:4]).mean()),
     "binary": (metrics.binary_accuracy(), PREDICTIONS, TARGETS, 2 / 4),
     "own": (metrics.mean(lambda p, y: p - y), PREDICTIONS, TARGETS, (PREDICTIONS - TARGETS)[:4].mean()),
@@ -73,7 +80,9 @@ def test_masked_rows_may_hold_what_is_not_a_number() -> None:
     """NaN in a masked row does not reach the mean."""
     predictions = np.where(MASK, PREDICTIONS, np.nan)
 
-    np.testing.assert_allclose(value_of(metrics.mean(lambda p, y: p), predictions, TARGETS), PREDICTIONS[:4].mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        value_of(metrics.mean(lambda p, y: p), predictions, TARGETS), PREDICTIONS[:4].mean(), rtol=1e-6
+    )
 
 
 def test_predictions_of_several_positions_count_as_one_example() -> None:
@@ -85,7 +94,8 @@ def test_predictions_of_several_positions_count_as_one_example() -> None:
     state = metric.update(metric.initialize(), batch)
 
     # Of the first example's two positions one is right.
-    assert float(metric.finalize(state)) == 0.5 and float(state.count) == 1.0
+    assert float(metric.finalize(state)) == 0.5
+    assert float(state.count) == 1.0
 
 
 @pytest.mark.parametrize("build", [metrics.top_k_accuracy, metrics.confusion_matrix])

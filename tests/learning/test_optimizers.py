@@ -1,4 +1,4 @@
-"""The optimizers: their formulas against numpy in float64, their states, their hyperparameters, optax as an optimizer."""
+"""The optimizers: their formulas against numpy in float64, states, hyperparameters, and optax as an optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from koinon._errors import KoinonTypeError, KoinonValueError, UnknownHparamError
 from koinon.learning import optimizers
 from koinon.learning._optimizer import as_optimizer
 
-WEIGHTS = {"kernel": np.array([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], np.float32), "bias": np.array([0.5, -0.5, 2.0], np.float32)}
+WEIGHTS = {
+    "kernel": np.array([[1.0, -2.0, 0.5], [0.25, 3.0, -1.0]], np.float32),
+    "bias": np.array([0.5, -0.5, 2.0], np.float32),
+}
 STEPS = 7
 
 
@@ -181,9 +184,12 @@ def test_setting_an_unknown_hparam_names_it_and_lists_the_known_ones() -> None:
     """An unknown name is a `UnknownHparamError`, which is also a `KeyError` and a `ValueError`."""
     optimizer = optimizers.build_sgdm(0.1)
 
-    with pytest.raises(UnknownHparamError, match=r"no hyperparameter named 'rate'[\s\S]*expected +learning_rate") as caught:
+    with pytest.raises(
+        UnknownHparamError, match=r"no hyperparameter named 'rate'[\s\S]*expected +learning_rate"
+    ) as caught:
         optimizer.set_hparams(optimizer.initialize(WEIGHTS), {"rate": 1.0})
-    assert isinstance(caught.value, KeyError) and isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, KeyError)
+    assert isinstance(caught.value, ValueError)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +275,18 @@ def test_injected_hyperparameters_are_read_and_set_wherever_they_stand() -> None
     """Names that occur twice in a chain are numbered; scheduled ones are left out."""
     injected = optax.inject_hyperparams(optax.sgd)
     optimizer = optimizers.from_optax(
-        optax.chain(injected(learning_rate=0.5), injected(learning_rate=0.25), injected(learning_rate=optax.constant_schedule(2.0)))
+        optax.chain(
+            injected(learning_rate=0.5),
+            injected(learning_rate=0.25),
+            injected(learning_rate=optax.constant_schedule(2.0)),
+        )
     )
     state = optimizer.initialize(jnp.zeros(2))
 
-    assert {k: float(v) for k, v in optimizer.get_hparams(state).items()} == {"learning_rate": 0.5, "learning_rate_1": 0.25}
+    assert {k: float(v) for k, v in optimizer.get_hparams(state).items()} == {
+        "learning_rate": 0.5,
+        "learning_rate_1": 0.25,
+    }
     state = optimizer.set_hparams(state, {"learning_rate_1": 4.0})
     _, weights = optimizer.next(state, jnp.zeros(2), jnp.ones(2))
     # Each of the three steps of the chain multiplies by minus its rate.
@@ -291,7 +304,8 @@ def test_a_plain_optax_optimizer_has_no_hyperparameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [(0.1, "optax.sgd"), (optax.sgd, "call the function and pass its result"), (None, "optax.sgd")]
+    ("wrong", "message"),
+    [(0.1, "optax.sgd"), (optax.sgd, "call the function and pass its result"), (None, "optax.sgd")],
 )
 def test_what_is_no_optimizer_is_refused_with_a_hint(wrong, message: str) -> None:
     """A number, a builder or None gives a `TypeError` that shows how to write it."""

@@ -83,7 +83,7 @@ def test_a_state_of_jax_values_goes_on_with_the_same_numbers(tmp_path: pathlib.P
     restored = manager.load(1, original)
     assert isinstance(restored["w"], jax.Array)
     assert restored["w"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(jax.random.normal(restored["key"], 3), jax.random.normal(original["key"], 3))
+    np.testing.assert_array_equal(jax.random.normal(restored["key"], (3,)), jax.random.normal(original["key"], (3,)))
 
 
 def test_a_version_that_is_not_saved_is_an_error(tmp_path: pathlib.Path) -> None:
@@ -286,8 +286,8 @@ def test_a_failing_system_call_leaves_the_previous_state(
     descriptors = open_descriptors()
     real = getattr(os, call)
     failures = 0
-    for working_calls in range(10):
-        remaining = working_calls
+    while failures < 100:
+        remaining = failures
 
         def failing(*arguments: Any, **options: Any) -> Any:
             nonlocal remaining
@@ -313,8 +313,9 @@ def test_a_failing_system_call_leaves_the_previous_state(
         manager.save(state(2), 2)
         assert sorted(os.listdir(tmp_path)) == ["program_state_1", "program_state_2"]
         manager.remove(2)
-    assert failures > 0
-    assert working_calls < 9
+    # The file and its directory are opened, synchronized and closed; the contents may take any number of writes.
+    assert failures == {"open": 2, "fsync": 2, "close": 2, "replace": 1}.get(call, failures)
+    assert 0 < failures < 100
     assert open_descriptors() == descriptors
 
 

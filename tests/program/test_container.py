@@ -46,7 +46,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert type(one) is type(other)
         if hasattr(other, "dtype"):
             assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            if jax.dtypes.issubdtype(other.dtype, jax.dtypes.prng_key):
+            if jnp.issubdtype(other.dtype, jax.dtypes.prng_key):
                 one, other = jax.random.key_data(one), jax.random.key_data(other)
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
         else:

@@ -98,7 +98,7 @@ def test_iid_clients_have_all_labels_alike() -> None:
 
 
 def test_dirichlet_proportions_have_the_mean_and_variance_of_their_distribution() -> None:
-    """The share of a label at a client is Beta(alpha, (K - 1) alpha): mean 1/K, variance (K - 1) / K^2 (K alpha + 1)."""
+    """A client's share of a label is Beta(alpha, (K - 1) alpha): mean 1/K, variance (K - 1) / K^2 (K alpha + 1)."""
     clients, alpha, labels = 20, 0.3, np.repeat(np.arange(200), 1000)
     parts = dirichlet_labels(labels, clients, alpha, seed=0)
     shares = np.array([np.bincount(labels[part], minlength=200) for part in parts]) / 1000
@@ -113,7 +113,8 @@ def test_a_small_alpha_gives_each_label_to_few_clients() -> None:
     labels = np.arange(10_000) % 50
 
     def largest_share(alpha: float) -> float:
-        counts = np.array([np.bincount(labels[part]) for part in dirichlet_labels(labels, 10, alpha, 0, min_size=100)])
+        parts = dirichlet_labels(labels, 10, alpha, 0, min_size=100)
+        counts = np.array([np.bincount(labels[part], minlength=50) for part in parts])
         return float((counts.max(0) / counts.sum(0)).mean())
 
     shares = [largest_share(alpha) for alpha in (0.05, 0.5, 5.0, 5000.0)]

@@ -142,9 +142,7 @@ def weighted():
 
 def empty_measurements():
     """A process whose measurements are an unplaced empty tuple."""
-    next_fn = ko.federated_computation(at_server(INT), at_clients(FLOAT))(
-        lambda s, v: MeasuredProcessOutput(s, v, ())
-    )
+    next_fn = ko.federated_computation(at_server(INT), at_clients(FLOAT))(lambda s, v: MeasuredProcessOutput(s, v, ()))
     return MeasuredProcess(count_zero, next_fn)
 
 

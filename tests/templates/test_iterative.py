@@ -67,7 +67,9 @@ def test_the_state_type_is_what_next_takes_not_what_initialize_returns():
 def test_the_whole_parameter_is_the_state_where_it_fits():
     """A struct of two numbers is a state of two numbers, not a state and an argument."""
     pair = ko.jax_computation(lambda: {"a": jnp.int32(1), "b": jnp.int32(1)})
-    fibonacci = ko.jax_computation(pair.type_signature.result)(lambda state: {"a": state["b"], "b": state["a"] + state["b"]})
+    fibonacci = ko.jax_computation(pair.type_signature.result)(
+        lambda state: {"a": state["b"], "b": state["a"] + state["b"]}
+    )
 
     assert IterativeProcess(pair, fibonacci).state_type == pair.type_signature.result
 
@@ -176,7 +178,9 @@ def test_a_process_is_stateful_if_its_state_holds_any_tensor(state, stateful, pl
     if placed:
         initialize = ko.federated_computation(lambda: ko.federated_value(state, ko.SERVER))
     else:
-        initialize = ko.federated_computation(lambda: to_value(state)) if not stateful else ko.jax_computation(lambda: state)
+        initialize = (
+            ko.federated_computation(lambda: to_value(state)) if not stateful else ko.jax_computation(lambda: state)
+        )
     keep = ko.federated_computation(initialize.type_signature.result)(lambda s: s)
 
     assert is_stateful(IterativeProcess(initialize, keep)) is stateful

@@ -41,9 +41,20 @@ def test_a_composed_process_prints_its_parts_below_it():
     assert depths == [2, 2, 4, 4, 2]
 
 
+def test_a_part_prints_with_the_types_that_flow_through_it():
+    """Its arguments and its result, without the states and measurements that every part has."""
+    text = repr(clipping_factory(1.0, MeanFactory()).create(FLOAT, FLOAT))
+
+    assert "  inner_agg          AggregationProcess  {float32}@CLIENTS, {float32}@CLIENTS -> float32@SERVER\n" in text
+    assert "  clipped_count_agg  AggregationProcess  {int32}@CLIENTS -> int32@SERVER" in text
+    assert "  clipping_norm      EstimationProcess  {float32}@CLIENTS -> <>@SERVER\n" in text
+
+
 def test_a_long_struct_gets_a_name_that_is_explained_below():
     """The same type has the same name everywhere, and only a few of many fields are shown."""
-    weights = StructType([(f"layer_{i}", TensorType(jnp.float32, (10, 10))) for i in range(20)], collections.OrderedDict)
+    weights = StructType(
+        [(f"layer_{i}", TensorType(jnp.float32, (10, 10))) for i in range(20)], collections.OrderedDict
+    )
     text = repr(SumFactory().create(weights))
 
     assert "value={A}@CLIENTS" in text

@@ -1,0 +1,62 @@
+"""How much work a program is, from its jaxpr alone: a rule of thumb for the choice of a strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from koinon.computation._sequence_primitives import read_run_p, reduce_p
+
+
+def operations(jaxpr: Jaxpr) -> int:
+    """The arithmetic operations of one run; a loop of unknown length counts as one step."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        repeat = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        inner = sum(operations(sub) for sub in sub_jaxprs(eqn))
+        total += repeat * inner if inner else _operations_of(eqn)
+    return total
+
+
+def _operations_of(eqn: Any) -> int:
+    outputs = sum(math.prod(var.aval.shape) for var in eqn.outvars if hasattr(var.aval, "shape"))
+    if eqn.primitive.name == "dot_general":
+        (contract, _), _ = eqn.params["dimension_numbers"]
+        return 2 * outputs * math.prod(eqn.invars[0].aval.shape[d] for d in contract)
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval.shape
+        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+        return 2 * outputs * math.prod(kernel) // max(1, features)
+    return outputs
+
+
+def sub_jaxprs(eqn: Any) -> Iterator[Jaxpr]:
+    """The jaxprs among the parameters of an equation."""
+    for param in eqn.params.values():
+        for item in param if isinstance(param, (tuple, list)) else (param,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """The equations of a jaxpr and of all jaxprs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for sub in sub_jaxprs(eqn):
+            yield from equations(sub)
+
+
+def largest_read(jaxpr: Jaxpr) -> int:
+    """The largest number of rows that the program reads from a sequence at once."""
+    return max((eqn.params["size"] for eqn in equations(jaxpr) if eqn.primitive is read_run_p), default=0)
+
+
+def step_operations(jaxpr: Jaxpr) -> int | None:
+    """The operations of the largest step of a fold over a sequence; None where there is no fold."""
+    steps = [operations(sub) for eqn in equations(jaxpr) if eqn.primitive is reduce_p for sub in sub_jaxprs(eqn)]
+    return max(steps, default=None)

@@ -1,0 +1,53 @@
+"""Programs of JAX as the local engine runs them: specialised to their arguments, and rewritten for the platform."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+
+from koinon.backends._estimate import largest_read
+from koinon.backends._rewrite import CPU_RULES, read_in_bounds, rewrite
+from koinon.backends._schedule import programs_of
+from koinon.compiler import Plan
+from koinon.computation import _ir as ir
+from koinon.computation._flat import flatten, unflatten
+from koinon.computation._sequence import Sequence
+from koinon.computation._symbolic import is_symbolic, specialize
+from koinon.types import SequenceType, StructType, Type
+
+
+def run_optimized(local: ir.Local, argument: Any) -> Any:
+    """Runs a program on a value in koinon's own form."""
+    parameter = local.type.parameter
+    leaves = [] if parameter is None else flatten(parameter, argument)
+    program = specialize(local.program, leaves)
+    if not any(is_symbolic(jax.numpy.shape(leaf)) for leaf in leaves):
+        padded = () if parameter is None else tuple(_padded(parameter, argument))
+        program = _optimized(program, padded, jax.default_backend())
+    return unflatten(local.type.result, jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves))
+
+
+def _padded(type_: Type, value: Any) -> list[bool]:
+    """For each leaf, whether it is a buffer with room after its last row."""
+    if isinstance(type_, StructType):
+        return [flag for (_, field), v in zip(type_.items(), value, strict=True) for flag in _padded(field, v)]
+    if isinstance(type_, SequenceType):
+        assert isinstance(value, Sequence)
+        view = value.packed()
+        return [*[view.padded] * len(view.buffers), False, False]
+    return [False]
+
+
+@functools.lru_cache(maxsize=256)
+def _optimized(program: ClosedJaxpr, padded: tuple[bool, ...], platform: str) -> ClosedJaxpr:
+    program = read_in_bounds(program, padded)
+    return rewrite(program, CPU_RULES) if platform == "cpu" else program
+
+
+def largest_read_of(plan: Plan) -> int:
+    """The largest number of rows that a plan reads from a client's sequence at once."""
+    programs = [node for step in plan.steps() for node in programs_of(step.operands)]
+    return max([largest_read(node.program.jaxpr) for node in programs], default=0)

@@ -1,0 +1,249 @@
+"""Rewrites of a jaxpr before it is compiled: a named table of rules, each exact up to the order of rounding.
+
+A rule sees one equation and its inputs, and returns the outputs computed in a better way, or None to leave it alone.
+`rewrite` applies the rules everywhere, also inside loops, branches and calls.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from koinon.computation._sequence_primitives import read_run_p, reduce_p
+
+Rule = Callable[[Any, list[Any]], list[Any] | None]
+
+
+def rewrite(closed: ClosedJaxpr, rules: Sequence[Rule]) -> ClosedJaxpr:
+    """The jaxpr with the rules applied to every equation, at every depth."""
+    avals = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
+    return jax.make_jaxpr(lambda *arguments: _evaluate(closed, arguments, rules))(*avals)
+
+
+def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any], rules: Sequence[Rule]) -> list[Any]:
+    jaxpr = closed.jaxpr
+    scope: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    scope.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else scope[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(atom) for atom in eqn.invars]
+        outputs = None
+        for rule in rules:
+            outputs = rule(eqn, inputs)
+            if outputs is not None:
+                break
+        if outputs is None:
+            params = {name: _rewrite_param(param, rules) for name, param in eqn.params.items()}
+            result = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(params))
+            outputs = result if eqn.primitive.multiple_results else [result]
+        scope.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _rewrite_param(param: Any, rules: Sequence[Rule]) -> Any:
+    if isinstance(param, ClosedJaxpr):
+        return rewrite(param, rules)
+    if isinstance(param, Jaxpr):
+        # Open jaxprs belong to primitives whose constants are inputs; their equations stay as they are.
+        return param
+    if isinstance(param, tuple) and any(isinstance(item, ClosedJaxpr) for item in param):
+        return tuple([_rewrite_param(item, rules) for item in param])
+    return param
+
+
+# --- reads without a check of bounds ---------------------------------------------------------------------------------
+
+
+def read_in_bounds(closed: ClosedJaxpr, padded: Sequence[bool]) -> ClosedJaxpr:
+    """Reads runs of rows by one slice where the buffer has room for a whole run after its last row.
+
+    Args:
+      closed: the program.
+      padded: for each input, whether it is such a buffer.
+    """
+    return ClosedJaxpr(_read_in_bounds(closed.jaxpr, padded), closed.consts)
+
+
+def _read_in_bounds(jaxpr: Jaxpr, padded: Sequence[bool]) -> Jaxpr:
+    known = {var for var, has_room in zip(jaxpr.invars, padded, strict=True) if has_room}
+    if not known:
+        return jaxpr
+    eqns = []
+    for eqn in jaxpr.eqns:
+        flags = [not isinstance(atom, Literal) and atom in known for atom in eqn.invars]
+        params = dict(eqn.params)
+        match eqn.primitive.name:
+            case read_run_p.name if flags[0]:
+                params["in_bounds"] = True
+            case reduce_p.name:
+                consts = flags[1 : 1 + params["num_consts"]]
+                inner = [*consts, False, *[False] * (len(flags) - 1 - len(consts))]
+                params["jaxpr"] = read_in_bounds(params["jaxpr"], inner)
+            case "jit" | "pjit":
+                params["jaxpr"] = read_in_bounds(params["jaxpr"], flags)
+            case "scan":
+                consts = flags[: params["num_consts"]]
+                inner = [*consts, *[False] * (len(flags) - len(consts))]
+                params["jaxpr"] = read_in_bounds(params["jaxpr"], inner)
+            case "cond":
+                params["branches"] = tuple([read_in_bounds(branch, flags[1:]) for branch in params["branches"]])
+        eqns.append(eqn.replace(params=params))
+    return jaxpr.replace(eqns=eqns)
+
+
+# --- rules for CPUs --------------------------------------------------------------------------------------------------
+
+
+def canonical_convolution(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    """Brings a two-dimensional convolution to the layout NHWC, HWIO, by transpositions around it.
+
+    XLA's CPU compiler has a fast path for that layout alone. The gradients of convolutions come in other layouts, and
+    inside a loop they would run naive code, tens of times slower.
+    """
+    if eqn.primitive.name != "conv_general_dilated":
+        return None
+    params = eqn.params
+    numbers = params["dimension_numbers"]
+    lhs_spec, rhs_spec, out_spec = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
+    rank = len(lhs_spec)
+    if rank != 4 or params["batch_group_count"] != 1:
+        return None
+    spatial = tuple(range(2, rank))
+    canonical = jax.lax.ConvDimensionNumbers(
+        lhs_spec=(0, rank - 1, *range(1, rank - 1)),
+        rhs_spec=(rank - 1, rank - 2, *range(rank - 2)),
+        out_spec=(0, rank - 1, *range(1, rank - 1)),
+    )
+    if (lhs_spec, rhs_spec, out_spec) == (canonical.lhs_spec, canonical.rhs_spec, canonical.out_spec):
+        return None
+    lhs = jnp.transpose(inputs[0], (lhs_spec[0], *[lhs_spec[i] for i in spatial], lhs_spec[1]))
+    rhs = jnp.transpose(inputs[1], (*[rhs_spec[i] for i in spatial], rhs_spec[1], rhs_spec[0]))
+    result = eqn.primitive.bind(lhs, rhs, **{**params, "dimension_numbers": canonical})
+    # The canonical output is (N, spatial, features); out_spec says where each of them belongs.
+    source = {out_spec[0]: 0, out_spec[1]: rank - 1} | {out_spec[i]: i - 1 for i in spatial}
+    return [jnp.transpose(result, [source[i] for i in range(rank)])]
+
+
+def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    """Takes products that a scan only adds up out of the scan: their operands are stacked, and multiplied once.
+
+    The backward pass of a recurrent layer adds the gradient of its weights step by step, a product of a few rows each
+    time; one product of all rows at once is far faster.
+    """
+    if eqn.primitive.name != "scan":
+        return None
+    params = eqn.params
+    body: ClosedJaxpr = params["jaxpr"]
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    found = _accumulated_products(body.jaxpr, num_consts, num_carry)
+    if not found:
+        return None
+    kept = [i for i in range(num_carry) if i not in found]
+    consts = inputs[:num_consts]
+    carry = inputs[num_consts : num_consts + num_carry]
+    step = rewrite(_without_products(body, found, num_consts), CPU_RULES)
+
+    def scan_body(state: Any, slices: Any) -> Any:
+        outputs = jax.core.eval_jaxpr(step.jaxpr, step.consts, *consts, *state, *slices)
+        return tuple(outputs[: len(kept)]), tuple(outputs[len(kept) :])
+
+    final, stacked = jax.lax.scan(
+        scan_body,
+        tuple([carry[i] for i in kept]),
+        tuple(inputs[num_consts + num_carry :]),
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    num_ys = len(body.jaxpr.outvars) - num_carry
+    operands = dict(zip(_operands(found), stacked[num_ys:], strict=True))
+    # A slice of an input of the scan needs no stacking: the input has them all.
+    operands.update(zip(body.jaxpr.invars[num_consts + num_carry :], inputs[num_consts + num_carry :], strict=True))
+    results: dict[int, Any] = dict(zip(kept, final, strict=True))
+    for index, (product, permutation) in found.items():
+        left, right = [operands[atom] for atom in product.invars]
+        results[index] = carry[index] + jnp.transpose(_stacked_product(product, left, right), permutation)
+    return [*[results[i] for i in range(num_carry)], *stacked[:num_ys]]
+
+
+def _accumulated_products(jaxpr: Jaxpr, num_consts: int, num_carry: int) -> dict[int, Any]:
+    """The carries of a scan to which each step does nothing but add a product.
+
+    Each with the equation of the product, and the permutation that transposes it before it is added.
+    """
+    uses = collections.Counter(
+        atom
+        for atoms in (*[eqn.invars for eqn in jaxpr.eqns], jaxpr.outvars)
+        for atom in atoms
+        if not isinstance(atom, Literal)
+    )
+    makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    found = {}
+    for index in range(num_carry):
+        carried, result = jaxpr.invars[num_consts + index], jaxpr.outvars[index]
+        adding = None if isinstance(result, Literal) else makers.get(result)
+        if adding is None or adding.primitive.name not in ("add", "add_any"):
+            continue
+        left, right = adding.invars
+        other = right if left is carried else left if right is carried else None
+        if other is None or isinstance(other, Literal) or uses[carried] != 1 or uses[result] != 1 or uses[other] != 1:
+            continue
+        product, permutation = makers.get(other), tuple(range(len(other.aval.shape)))
+        if product is not None and product.primitive.name == "transpose" and uses[product.invars[0]] == 1:
+            product, permutation = makers.get(product.invars[0]), product.params["permutation"]
+        if product is None or product.primitive.name != "dot_general":
+            continue
+        _, (batch, _) = product.params["dimension_numbers"]
+        if not batch and not any(isinstance(atom, Literal) for atom in product.invars):
+            found[index] = (product, permutation)
+    return found
+
+
+def _operands(found: dict[int, Any]) -> list[Any]:
+    """The operands of the products, each once."""
+    return list(dict.fromkeys(atom for product, _ in found.values() for atom in product.invars))
+
+
+def _without_products(body: ClosedJaxpr, found: dict[int, Any], num_consts: int) -> ClosedJaxpr:
+    """The body of the scan without the carries found, with the operands of their products as further outputs."""
+    jaxpr = body.jaxpr
+    sums = {jaxpr.outvars[index] for index in found}
+    carried = {jaxpr.invars[num_consts + index] for index in found}
+    made = {var for product, _ in found.values() for var in product.outvars}
+    products = {id(product) for product, _ in found.values()}
+    eqns = [
+        eqn
+        for eqn in jaxpr.eqns
+        if id(eqn) not in products and sums.isdisjoint(eqn.outvars) and made.isdisjoint(_variables(eqn))
+    ]
+    outvars = [var for i, var in enumerate(jaxpr.outvars) if i not in found] + _operands(found)
+    invars = [var for var in jaxpr.invars if var not in carried]
+    return ClosedJaxpr(jaxpr.replace(invars=invars, outvars=outvars, eqns=eqns, debug_info=jaxpr.debug_info.with_unknown_names()), body.consts)
+
+
+def _variables(eqn: Any) -> list[Any]:
+    return [atom for atom in eqn.invars if not isinstance(atom, Literal)]
+
+
+def _stacked_product(product: Any, left: Any, right: Any) -> Any:
+    """The sum of the products of all steps, with the steps as one more dimension to contract."""
+    (contract_left, contract_right), _ = product.params["dimension_numbers"]
+    dimensions = ((0, *[d + 1 for d in contract_left]), (0, *[d + 1 for d in contract_right]))
+    return jax.lax.dot_general(
+        left,
+        right,
+        (dimensions, ((), ())),
+        precision=product.params["precision"],
+        preferred_element_type=product.params["preferred_element_type"],
+    )
+
+
+CPU_RULES: tuple[Rule, ...] = (canonical_convolution, hoisted_weight_gradient)

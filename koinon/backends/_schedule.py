@@ -1,0 +1,114 @@
+"""How the clients of a cohort are run: in which order, how many side by side, on how many threads.
+
+The choice depends on the program and on the cohort alone, never on a measurement, so that one cohort and one seed give
+the same bits on every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+
+from koinon.backends._estimate import operations, step_operations
+from koinon.backends._program import Segment
+from koinon.compiler import Plan
+from koinon.compiler._steps import structure_leaves
+from koinon.computation import _ir as ir
+from koinon.computation._evaluate import Closure, LocalFunction
+
+# A step of a fold costs a few microseconds of dispatch whatever it does. Below this many operations that is what it
+# costs at all, and lanes share it out.
+SMALL_STEP = 250_000
+CPU_LANES = 16
+ACCELERATOR_LANES = 256
+
+# Above this many operations XLA splits the work of a single step over the cores by itself.
+LARGE_STEP = 1_000_000_000
+THREADED_EXAMPLES = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one client costs.
+
+    Attributes:
+      step: the operations of a step of its largest fold; None where there is no fold over a sequence.
+      whole: the operations of all its programs, a fold counted as one step.
+      can_batch: whether several clients can run side by side.
+    """
+
+    step: int | None
+    whole: int
+    can_batch: bool
+
+
+def clients_work(plan: Plan) -> Work:
+    """The work of one client in a plan."""
+    programs = [node for phase in plan.phases for step in phase.clients for node in programs_of(step.operands)]
+    steps = [step_operations(node.program.jaxpr) for node in programs]
+    return Work(
+        step=max([step for step in steps if step is not None], default=None),
+        whole=sum(operations(node.program.jaxpr) for node in programs),
+        can_batch=not any("call_exported" in str(eqn.primitive) for node in programs for eqn in node.program.jaxpr.eqns),
+    )
+
+
+def programs_of(operands: object) -> list[ir.Local]:
+    """The programs of JAX among the functions of a step."""
+    found: list[ir.Local] = []
+    for leaf in structure_leaves(operands):
+        if isinstance(leaf, LocalFunction):
+            found.append(leaf.node)
+        elif isinstance(leaf, Closure):
+            found.extend(node for node in ir.walk(leaf.node) if isinstance(node, ir.Local))
+            for name in ir.free_names(leaf.node):
+                found.extend(programs_of(leaf.scope[name]))
+    return found
+
+
+def choose_lanes(work: Work, capacity: int) -> int:
+    """How many clients run side by side."""
+    if not work.can_batch:
+        return 1
+    if jax.default_backend() != "cpu":
+        return min(ACCELERATOR_LANES, capacity)
+    small = (work.step if work.step is not None else work.whole) <= SMALL_STEP
+    return CPU_LANES if small and capacity >= 4 * CPU_LANES else 1
+
+
+def choose_threads(work: Work, count: int, examples: int) -> int:
+    """On how many threads the clients run."""
+    if jax.default_backend() != "cpu" or work.step is None or work.step > LARGE_STEP:
+        return 1
+    if examples < THREADED_EXAMPLES:
+        return 1
+    return max(1, min(available_cores(), count // 2))
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def segments(lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int) -> list[Segment]:
+    """The cohort cut into one segment for each thread.
+
+    With one thread and one lane the clients run in the order of the cohort. Else they are sorted by their number of
+    examples, so that those side by side are alike, and dealt out to the threads from both ends by turns.
+    """
+    order = np.zeros(capacity, np.int32)
+    if lengths is None or (lanes == 1 and threads == 1):
+        order[:count] = np.arange(count)
+        return [Segment(order, np.int32(0), np.int32(count))]
+    by_size = np.argsort(-lengths[:count], kind="stable").astype(np.int32)
+    blocks = -(-count // lanes)
+    turn = np.arange(blocks) % (2 * threads)
+    owner = np.repeat(np.where(turn < threads, turn, 2 * threads - 1 - turn), lanes)[:count]
+    stops = np.cumsum(np.bincount(owner, minlength=threads)).astype(np.int32)
+    order[:count] = by_size[np.argsort(owner, kind="stable")]
+    return [Segment(order, np.int32(start), np.int32(stop)) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
