@@ -26,8 +26,6 @@ def broken(temperature):
     return ko.federated_mean(temperature)
 ```
 
-raises
-
 ```text
 PlacementError: The value to be averaged should be placed at CLIENTS, but it is placed at SERVER.
   expected   a value placed at CLIENTS

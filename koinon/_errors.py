@@ -234,6 +234,10 @@ class UnboundedLoopError(KoinonTypeError):
     """Reverse-mode differentiation reached a loop whose number of steps has no static bound."""
 
 
+class NoDerivativeError(KoinonTypeError):
+    """A program that was loaded was differentiated, and holds no derivative."""
+
+
 # --- templates -------------------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,8 @@
 
 The blocks of a page run one after the other in one namespace. A comment behind an expression is what `str` makes of its
 value; a comment behind a call of `print` is what it prints, unless it starts with `about`. Numbers agree if they do in
-the decimals that the page shows. A block that a text block with an error message follows raises that error; the page
-may leave out lines of the message.
+the decimals that the page shows. A text block right behind a Python block is what that prints; or, where it starts with
+the name of an error, the error that the code raises, of which the page may leave out lines.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
-    """A piece of code: the number of the line before it, the code, and the error message that it leads to, if any."""
+    """A piece of code: the number of the line before it, the code, and the text that it prints or raises, if shown."""
 
     line: int
     source: str
-    error: str | None
+    output: str | None
 
 
 def blocks(text: str) -> list[Block]:
     """The Python blocks of a page."""
-    matches = [*BLOCK.finditer(text), None]
     found = []
-    for match, following in itertools.pairwise(matches):
+    for match, following in itertools.pairwise([*BLOCK.finditer(text), None]):
         if match is not None and match[1] == "python":
-            is_error = following is not None and following[1] == "text" and re.match(r"\w+Error: ", following[2])
-            error = following[2] if following is not None and is_error else None
-            found.append(Block(text.count("\n", 0, match.start(2)), match[2], error))
+            is_next = (
+                following is not None and following[1] == "text" and not text[match.end() : following.start()].strip()
+            )
+            found.append(Block(text.count("\n", 0, match.start(2)), match[2], following[2] if is_next else None))
     return found
 
 
@@ -56,10 +56,11 @@ def comments(source: str) -> dict[int, str]:
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-def run(source: str, namespace: dict[str, Any], filename: str) -> list[tuple[int, str, str]]:
-    """Runs a block; returns for each line that shows something the line, what it says and what came out."""
+def run(source: str, namespace: dict[str, Any], filename: str) -> tuple[list[tuple[int, str, str]], str]:
+    """Runs a block; returns, for each line with a comment, what it says and what came out, and all that was printed."""
     shown = comments(source)
     seen = []
+    everything = ""
     for statement in ast.parse(source).body:
         line = statement.end_lineno or statement.lineno
         says = shown.get(line, "")
@@ -71,9 +72,10 @@ def run(source: str, namespace: dict[str, Any], filename: str) -> list[tuple[int
             else:
                 exec(compile(ast.Module([statement], []), filename, "exec"), namespace)
                 found = says
+        everything += printed.getvalue()
         if says and not says.startswith("about "):
             seen.append((line, says, found))
-    return seen
+    return seen, everything
 
 
 def agree(says: str, found: str) -> bool:
@@ -90,25 +92,34 @@ def test_the_code_of_a_page_runs_and_shows_what_it_says(
     """Each block of the page runs after those before it, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for line, source, error in blocks(page.read_text(encoding="utf-8")):
+    for line, source, output in blocks(page.read_text(encoding="utf-8")):
         code = "\n" * line + source  # so that a traceback names the line of the page
-        if error is not None:
-            name, _, message = error.partition(": ")
-            with pytest.raises(getattr(koinon.errors, name)) as raised:
-                run(code, namespace, str(page))
-
-            missing = set(message.splitlines()) - set(str(raised.value).splitlines())
-            assert not missing, f"{page}:{line} leads to {raised.value}"
+        if output is not None and re.match(r"\w+Error: ", output):
+            check_error(code, namespace, page, output)
             continue
-        for number, says, found in run(code, namespace, str(page)):
+        seen, printed = run(code, namespace, str(page))
+        for number, says, found in seen:
             assert agree(says, found), f"{page}:{number} says {says!r}, and gives {found!r}"
+        if output is not None:
+            assert printed.rstrip() == output.rstrip(), f"{page}:{line}"
+
+
+def check_error(code: str, namespace: dict[str, Any], page: pathlib.Path, output: str) -> None:
+    """Checks that a block raises the error that the page shows."""
+    name, _, message = output.partition(": ")
+    with pytest.raises(getattr(koinon.errors, name)) as raised:
+        run(code, namespace, str(page))
+    missing = set(message.splitlines()) - set(str(raised.value).splitlines())
+
+    assert not missing, f"{page} shows {output}, and the error is {raised.value}"
 
 
 def test_a_wrong_output_is_noticed() -> None:
     """What a page says and what comes out are compared, for values and for what is printed."""
-    seen = run("x = 1  # no output\nx + 1  # 3\nprint(x)  # 2\nprint(x)  # about 7", {}, "<page>")
+    seen, printed = run("x = 1  # no output\nx + 1  # 3\nprint(x)  # 2\nprint(x)  # about 7", {}, "<page>")
 
     assert [(says, found) for _, says, found in seen if not agree(says, found)] == [("3", "2"), ("2", "1")]
+    assert printed == "1\n1\n"
     assert agree("69.8", "69.799995")
     assert not agree("69.8", "69.74")
 

@@ -23,10 +23,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "templates": LANGUAGE,
     "aggregators": LANGUAGE | {"templates"},
     "program": LANGUAGE | {"templates"},
-    "learning": LANGUAGE | {"templates", "aggregators"},
+    "learning": LANGUAGE | {"templates", "aggregators", "program"},
     "analytics": LANGUAGE | {"templates", "aggregators"},
     "simulation": LANGUAGE | MATHEMATICS - {"simulation"},
     "cli": LANGUAGE | MATHEMATICS | {"compiler", "backends", "errors"},
+    "__main__": frozenset({"cli"}),
 }
 MAX_LINES = 600
 FORBIDDEN_MODULES = frozenset({"pickle", "marshal", "dill", "cloudpickle", "shelve"})

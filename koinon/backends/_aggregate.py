@@ -20,13 +20,13 @@ class Fold:
 
     Attributes:
       zero: the empty accumulator, a list of arrays.
-      add: the accumulator with the operands of one client.
+      add: the accumulator with the operands of one client, which is at an index of the cohort.
       merge: two accumulators as one, as if their clients had come one after the other.
       finish: the result, in koinon's own form, and a dictionary of error flags, from the accumulator.
     """
 
     zero: list[Any]
-    add: Callable[[list[Any], Any], list[Any]]
+    add: Callable[[list[Any], Any, Any], list[Any]]
     merge: Callable[[list[Any], list[Any]], list[Any]]
     finish: Callable[[list[Any]], tuple[Any, dict[str, Any]]]
 
@@ -69,7 +69,7 @@ def _sum(step: Step) -> Fold:
     member = _member(step.node.type.result)
     return Fold(
         zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in tensor_types(member)],
-        add=lambda total, value: _sums(total, flatten(member, value)),
+        add=lambda total, value, _: _sums(total, flatten(member, value)),
         merge=_sums,
         finish=lambda total: (unflatten(member, total), {}),
     )
@@ -82,7 +82,7 @@ def _mean(step: Step) -> Fold:
     wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
     weighted = step.operator == "federated_weighted_mean"
 
-    def add(state: list[Any], operands: Any) -> list[Any]:
+    def add(state: list[Any], operands: Any, _: Any) -> list[Any]:
         value, weight = operands if weighted else (operands, jnp.float32(1.0))
         rows = flatten(member, value)
         half = len(leaves)
@@ -108,7 +108,7 @@ def _extremum(step: Step, op: Callable[[Any, Any], Any], start: Callable[[Any], 
     member = _member(step.node.type.result)
     return Fold(
         zero=[jnp.full(leaf.shape, start(leaf.dtype), leaf.dtype) for leaf in tensor_types(member)],
-        add=lambda best, value: [op(a, b) for a, b in zip(best, flatten(member, value), strict=True)],
+        add=lambda best, value, _: [op(a, b) for a, b in zip(best, flatten(member, value), strict=True)],
         merge=lambda left, right: [op(a, b) for a, b in zip(left, right, strict=True)],
         finish=lambda best: (unflatten(member, best), {}),
     )
@@ -130,7 +130,7 @@ def _aggregate(step: Step, constants: Any) -> Fold:
     start = [jnp.asarray(x, leaf.dtype) for x, leaf in zip(flatten(accumulator, zero), leaves, strict=True)]
     return Fold(
         zero=start,
-        add=lambda state, operands: flatten(accumulator, accumulate((unflatten(accumulator, state), operands[0]))),
+        add=lambda state, operands, _: flatten(accumulator, accumulate((unflatten(accumulator, state), operands[0]))),
         merge=lambda left, right: flatten(
             accumulator, merge((unflatten(accumulator, left), unflatten(accumulator, right)))
         ),
@@ -146,7 +146,7 @@ _DIGIT = 16
 def _to_digits(value: Any) -> list[Any]:
     bits = jnp.iinfo(value.dtype).bits
     if bits < 32:
-        value = value.astype(jnp.int32)
+        value = value.astype(jnp.uint32 if jnp.issubdtype(value.dtype, jnp.unsignedinteger) else jnp.int32)
         bits = 32
     digits = []
     for _ in range(bits // _DIGIT - 1):
@@ -173,9 +173,10 @@ def _from_digits(digits: list[Any], dtype: Any) -> tuple[Any, Any]:
         value = (value << _DIGIT) | digit.astype(wide)
     top = digits[-1]
     fits = (top >> _DIGIT == 0) if jnp.issubdtype(wide, jnp.unsignedinteger) else (top == (top << 16) >> 16)
-    limits = jnp.iinfo(dtype)
-    narrow = (value >= limits.min) & (value <= limits.max)
-    return value.astype(dtype), jnp.all(fits & narrow)
+    if wide != dtype:
+        limits = jnp.iinfo(dtype)
+        fits = fits & (value >= limits.min) & (value <= limits.max)
+    return value.astype(dtype), jnp.all(fits)
 
 
 def _bounds(step: Step, constants: Any) -> list[Any]:
@@ -183,6 +184,9 @@ def _bounds(step: Step, constants: Any) -> list[Any]:
     leaves = tensor_types(_member(value_type))
     bounds = flatten(bound_type, constants[1])
     return [bounds[min(i, len(bounds) - 1)] for i in range(len(leaves))]
+
+
+_NO_CLIENT = 2**31 - 1
 
 
 def _secure_sum(step: Step, constants: Any) -> Fold:
@@ -200,19 +204,20 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
         ]
     widths = [len(_to_digits(jnp.zeros((), leaf.dtype))) for leaf in leaves]
 
-    def add(state: list[Any], operands: Any) -> list[Any]:
+    def add(state: list[Any], operands: Any, index: Any) -> list[Any]:
         rows = flatten(member, operands[0])
         bad, position = state[0], 1
         result: list[Any] = []
         for row, bound, width in zip(rows, bounds, widths, strict=True):
-            bad = bad | jnp.any((row < 0) | (row > bound.astype(row.dtype)))
+            largest = jnp.minimum(bound, jnp.iinfo(row.dtype).max).astype(row.dtype)
+            bad = jnp.minimum(bad, jnp.where(jnp.any((row < 0) | (row > largest)), index, _NO_CLIENT))
             digits = _sums(state[position : position + width], _to_digits(row))
             result.extend(_carry(digits))
             position += width
         return [bad, *result]
 
     def merge(left: list[Any], right: list[Any]) -> list[Any]:
-        position, result = 1, [left[0] | right[0]]
+        position, result = 1, [jnp.minimum(left[0], right[0])]
         for width in widths:
             digits = _sums(left[position : position + width], right[position : position + width])
             result.extend(_carry(digits))
@@ -226,9 +231,9 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
             totals.append(total)
             fits = fits & ok
             position += width
-        return unflatten(member, totals), {"input": state[0], "total": ~fits}
+        return unflatten(member, totals), {"input": jnp.where(state[0] == _NO_CLIENT, 0, state[0] + 1), "total": ~fits}
 
-    zero: list[Any] = [jnp.asarray(False)]
+    zero: list[Any] = [jnp.int32(_NO_CLIENT)]
     for leaf, width in zip(leaves, widths, strict=True):
         zero.extend([jnp.zeros(leaf.shape, jnp.int32) for _ in range(width)])
     return Fold(zero, add, merge, finish)
@@ -247,7 +252,7 @@ def _secure_modular_sum(step: Step, constants: Any) -> Fold:
 
     return Fold(
         zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves],
-        add=lambda state, operands: [
+        add=lambda state, operands, _: [
             add_modulo(a, b, m) for a, b, m in zip(state, flatten(member, operands[0]), moduli, strict=True)
         ],
         merge=lambda left, right: [add_modulo(a, b, m) for a, b, m in zip(left, right, moduli, strict=True)],

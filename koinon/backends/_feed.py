@@ -24,6 +24,10 @@ from koinon.types import FederatedType, SequenceType, StructType, TensorType, Ty
 _signature = operator.attrgetter("dtype", "shape")
 
 
+class NotOneProgramError(Exception):
+    """A call that cannot be one compiled program, such as one with clients' values of several shapes."""
+
+
 class Layout:
     """How a value of a type lies in its containers, as JAX flattens them.
 
@@ -149,11 +153,22 @@ def _stack_leaf(type_: TensorType, rows: list[Any], capacity: int) -> Any:
     shape = tuple([dim or 0 for dim in type_.shape or ()])
     if jax.dtypes.issubdtype(type_.dtype, jax.dtypes.extended):
         padding = rows[:1] * (capacity - len(rows))
+        _check_one_shape(rows)
         return jnp.stack(rows + padding) if rows else jnp.empty((capacity, *shape), type_.dtype)
-    stacked = np.zeros((capacity, *(rows[0].shape if rows else shape)), type_.dtype)
+    if rows:
+        _check_one_shape(rows)
+        shape = rows[0].shape
+    if any(isinstance(row, jax.core.Tracer) for row in rows):
+        return jnp.stack([*rows, *[jnp.zeros(shape, type_.dtype)] * (capacity - len(rows))])
+    stacked = np.zeros((capacity, *shape), type_.dtype)
     for i, row in enumerate(rows):
-        stacked[i] = row
+        stacked[i] = np.asarray(row)
     return stacked
+
+
+def _check_one_shape(rows: list[Any]) -> None:
+    if any(row.shape != rows[0].shape for row in rows):
+        raise NotOneProgramError
 
 
 def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int, room: int) -> Any:
@@ -172,6 +187,11 @@ def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int, room
             buffers.append(jnp.concatenate(pieces + padding) if pieces else empty)
             continue
         shape = pieces[0].shape[1:] if pieces else tuple([dim or 0 for dim in leaf.shape or ()])
+        if any(piece.shape[1:] != shape for piece in pieces):
+            raise NotOneProgramError
+        if any(isinstance(piece, jax.core.Tracer) for piece in pieces):
+            buffers.append(jnp.concatenate([*pieces, jnp.zeros((rows - sum(counts), *shape), leaf.dtype)]))
+            continue
         buffer = np.zeros((rows, *shape), leaf.dtype)
         if pieces:
             np.concatenate(pieces, out=buffer[: sum(counts)])

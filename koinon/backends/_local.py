@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonValueError
-from koinon.backends._feed import ClientsFeeder, ServerFeeder, bucket, result_builder
-from koinon.backends._optimize import largest_read_of, run_optimized
+from koinon.backends._feed import ClientsFeeder, NotOneProgramError, ServerFeeder, bucket, result_builder
+from koinon.backends._optimize import check_one_program, largest_read_of, run_bounded, run_optimized
 from koinon.backends._program import ClientsArgument, Program, Rows, Segment, State
 from koinon.backends._reference import ReferenceBackend
 from koinon.backends._results import result_to_user
@@ -28,12 +30,10 @@ from koinon.computation._transfer import fields_of, num_clients
 from koinon.types import (
     CLIENTS,
     FederatedType,
-    FunctionType,
     StructType,
     Type,
     contains_federated_types,
     to_container,
-    type_contains,
 )
 
 
@@ -75,17 +75,13 @@ class LocalBackend:
 
     def invoke(self, computation: Computation, argument: Any) -> Any:
         """Runs a computation on an argument given in a user's containers."""
-        executable = self._executables.get(computation)
-        if executable is None:
-            if type_contains(computation.type_signature, _is_inner_function(computation.type_signature)):
-                # A function cannot enter or leave a compiled program.
-                return ReferenceBackend(default_num_clients=self.default_num_clients).invoke(computation, argument)
-            executable = self._executables[computation] = Executable(computation, self)
-        return executable(argument)
-
-
-def _is_inner_function(whole: FunctionType) -> Callable[[Type], bool]:
-    return lambda type_: isinstance(type_, FunctionType) and type_ is not whole
+        try:
+            executable = self._executables.get(computation)
+            if executable is None:
+                executable = self._executables[computation] = Executable(computation, self)
+            return executable(argument)
+        except NotOneProgramError:
+            return ReferenceBackend(default_num_clients=self.default_num_clients).invoke(computation, argument)
 
 
 @functools.cache
@@ -102,6 +98,7 @@ class Executable:
     """
 
     def __init__(self, computation: Computation, options: LocalBackend) -> None:
+        check_one_program(computation)
         self._plan = plan(computation)
         self._options = options
         self._program = Program(self._plan, run_optimized)
@@ -131,6 +128,8 @@ class Executable:
         clients = [
             feeder.feed(value, capacity, self._room) for (feeder, _), value in zip(self._clients, given, strict=True)
         ]
+        if any(map(isinstance, jax.tree.leaves((server, clients)), itertools.repeat(jax.core.Tracer))):
+            return self._build(iter(self._run_traced(server, clients, count, capacity)), count, given)
         lengths = _lengths(clients)
         lanes = self._options.lanes or choose_lanes(self._work, capacity)
         threads = self._threads(lengths, count)
@@ -170,6 +169,21 @@ class Executable:
                 part = self._program.run_clients(number, state, segment, capacity, lanes)
                 self._program.end(number, state, [part], count)
         return self._result_leaves(state), state.flags
+
+    def _run_traced(self, server: list[Any], clients: list[Any], count: int, capacity: int) -> list[Any]:
+        """The round as a part of a larger program that JAX is tracing: every loop has a static bound."""
+        lengths = _lengths(clients)
+        longest = 0 if lengths is None else int(lengths.max(initial=0))
+        program = Program(self._plan, functools.partial(run_bounded, longest=longest))
+        (segment,) = segments(lengths, count, capacity, lanes=1, threads=1)
+        server, clients, segment = jax.tree.map(jnp.asarray, (server, clients, segment))
+        state = State(self._server_scope(server), self._client_scope(clients), {})
+        for number in range(len(self._plan.phases)):
+            program.begin(number, state)
+            if number in self._stages:
+                part = program.run_clients(number, state, segment, capacity, lanes=1, bound=count)
+                program.end(number, state, [part], count)
+        return self._result_leaves(state)
 
     def _run_threads(self, server: list[Any], clients: list[Any], parts: list[Segment], lanes: int) -> Any:
         """One program for each stretch of the server's work, and one for the clients' that every thread runs."""
@@ -276,7 +290,7 @@ class Executable:
         member = type_.member if isinstance(type_, FederatedType) else type_
         self._results.append((member, value))
         build, size = result_builder(member), len(leaf_types(member))
-        return lambda leaves, count, given: build([next(leaves) for _ in range(size)])
+        return lambda leaves, count, given: build(list(itertools.islice(leaves, size)))
 
     def _raise_flags(self, flags: dict[str, Any]) -> None:
         for name, raised in flags.items():
@@ -284,7 +298,7 @@ class Executable:
                 index, kind = name.split()
                 step = next(step for step in self._plan.steps() if str(step.output.index) == index)
                 if kind == "input":
-                    raise input_out_of_range(step.operator, "a client of the cohort")
+                    raise input_out_of_range(step.operator, f"the client at position {raised - 1} of the cohort")
                 raise total_out_of_range(step.operator, leaf_types(step.output.member)[0].dtype)
 
 
@@ -319,7 +333,11 @@ def _from_scope(value: Any, scope: dict[int, Any]) -> Any:
 
 def _lengths(clients: list[Any]) -> np.ndarray | None:
     """The number of examples of each client, where the arguments have sequences."""
-    return next((leaf[2] for leaves in clients for leaf in leaves if isinstance(leaf, tuple)), None)
+    for leaves in clients:
+        for leaf in leaves:
+            if isinstance(leaf, tuple):
+                return leaf[2]
+    return None
 
 
 def _client_results(type_: Type, leaves: Any, count: int) -> list[Any]:

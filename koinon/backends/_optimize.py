@@ -9,14 +9,17 @@ import jax
 from jax.extend.core import ClosedJaxpr
 
 from koinon.backends._estimate import largest_read
-from koinon.backends._rewrite import CPU_RULES, read_in_bounds, rewrite
+from koinon.backends._feed import NotOneProgramError
+from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite
 from koinon.backends._schedule import programs_of
 from koinon.compiler import Plan
+from koinon.computation import Computation
 from koinon.computation import _ir as ir
-from koinon.computation._flat import flatten, unflatten
+from koinon.computation._evaluate import operand_types
+from koinon.computation._flat import flatten, leaf_types, unflatten
 from koinon.computation._sequence import Sequence
 from koinon.computation._symbolic import is_symbolic, specialize
-from koinon.types import SequenceType, StructType, Type
+from koinon.types import FunctionType, SequenceType, StructType, TensorType, Type, type_contains
 
 
 def run_optimized(local: ir.Local, argument: Any) -> Any:
@@ -28,6 +31,52 @@ def run_optimized(local: ir.Local, argument: Any) -> Any:
         padded = () if parameter is None else tuple(_padded(parameter, argument))
         program = _optimized(program, padded, jax.default_backend())
     return unflatten(local.type.result, jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves))
+
+
+def run_bounded(local: ir.Local, argument: Any, *, longest: int) -> Any:
+    """Runs a program so that reverse-mode differentiation can pass it.
+
+    Args:
+      local: the program.
+      argument: its argument in koinon's own form.
+      longest: the largest number of examples of a client.
+    """
+    parameter = local.type.parameter
+    leaves = [] if parameter is None else flatten(parameter, argument)
+    program = specialize(local.program, leaves)
+    if parameter is not None:
+        program = bound_folds(program, _length_positions(parameter), longest)
+    return unflatten(local.type.result, jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves))
+
+
+def _length_positions(type_: Type) -> list[int]:
+    """The places of the lengths of sequences among the leaves of a type."""
+    positions, place = [], 0
+
+    def visit(part: Type) -> None:
+        nonlocal place
+        if isinstance(part, StructType):
+            for _, field in part.items():
+                visit(field)
+            return
+        place += len(leaf_types(part))
+        if isinstance(part, SequenceType):
+            positions.append(place - 1)
+
+    visit(type_)
+    return positions
+
+
+def check_one_program(computation: Computation) -> None:
+    """Checks that a computation can be compiled: no function enters or leaves it, and no accumulator grows."""
+    whole = computation.type_signature
+    if type_contains(whole, lambda type_: isinstance(type_, FunctionType) and type_ is not whole):
+        raise NotOneProgramError
+    for node in ir.walk(computation.expression):
+        if isinstance(node, ir.Intrinsic) and node.name == "federated_aggregate":
+            accumulate = operand_types(node)[2]
+            if type_contains(accumulate, lambda type_: isinstance(type_, TensorType) and not type_.is_fully_defined):
+                raise NotOneProgramError
 
 
 def _padded(type_: Type, value: Any) -> list[bool]:

@@ -181,7 +181,9 @@ class Program:
 
     # --- the clients' part -------------------------------------------------------------------------------------------
 
-    def run_clients(self, number: int, state: State, segment: Segment, capacity: int, lanes: int) -> Any:
+    def run_clients(
+        self, number: int, state: State, segment: Segment, capacity: int, lanes: int, bound: int | None = None
+    ) -> Any:
         """Runs the clients' part of a phase on a segment of the cohort.
 
         Args:
@@ -190,6 +192,7 @@ class Program:
           segment: the clients to run.
           capacity: the number of rows for values that are kept of each client.
           lanes: how many clients run side by side.
+          bound: the number of clients, where the loop must have a static one so that reverse mode can pass it.
 
         Returns:
           The accumulators of the aggregations, and the rows.
@@ -210,10 +213,10 @@ class Program:
                     _bind(step.output, self._client_step(step, scope, index), scope)
             return {value_index: scope[value_index] for value_index in wanted}
 
-        def accumulate(accumulators: list[Any], values: dict[int, Any]) -> list[Any]:
+        def accumulate(accumulators: list[Any], values: dict[int, Any], index: Any) -> list[Any]:
             scope = {**state.scope, **values}
             return [
-                fold.add(accumulator, self._resolve(step.operands, scope))
+                fold.add(accumulator, self._resolve(step.operands, scope), index)
                 for (step, fold), accumulator in zip(folds, accumulators, strict=True)
             ]
 
@@ -224,7 +227,7 @@ class Program:
             accumulators, rows = carry
             index = segment.order[position]
             values = one_client(index)
-            return accumulate(accumulators, values), _put(rows, rows_of(values), index)
+            return accumulate(accumulators, values, index), _put(rows, rows_of(values), index)
 
         def run_lanes(group: Any, carry: Any) -> Any:
             accumulators, rows = carry
@@ -235,7 +238,7 @@ class Program:
             accumulators = jax.lax.fori_loop(
                 0,
                 jnp.minimum(lanes, segment.stop - first),
-                lambda lane, a: accumulate(a, jax.tree.map(lambda leaf: leaf[lane], values)),
+                lambda lane, a: accumulate(a, jax.tree.map(lambda leaf: leaf[lane], values), indices[lane]),
                 accumulators,
             )
             # Rows of lanes without a client go nowhere.
@@ -246,6 +249,9 @@ class Program:
         shapes = jax.eval_shape(lambda: rows_of(one_client(jnp.int32(0)))) if in_rows else []
         rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
         initial = ([fold.zero for _, fold in folds], rows)
+        if bound is not None:
+            positions = jnp.arange(bound, dtype=jnp.int32)
+            return jax.lax.scan(lambda carry, position: (run_one(position, carry), None), initial, positions)[0]
         if lanes == 1:
             return jax.lax.fori_loop(segment.start, segment.stop, run_one, initial)
         groups = (segment.stop - segment.start + lanes - 1) // lanes

@@ -5,7 +5,7 @@ Nothing is compiled or fused. It is slow and meant to be obviously right: every 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,45 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import ArgumentError
-from koinon.backends._results import leave_engine, result_to_user
-from koinon.backends._secure import check_secure_inputs, check_secure_total
-from koinon.computation import Cohort, Computation
+from koinon.backends._placed import AtClients, AtServer, SameAtClients, enter, leave
+from koinon.backends._results import FunctionResult, leave_engine
+from koinon.backends._secure import check_modulus, check_secure_inputs, check_secure_total
+from koinon.computation import Computation
 from koinon.computation import _ir as ir
-from koinon.computation._arguments import Unpacked
-from koinon.computation._evaluate import SEQUENCE_HANDLERS, Evaluator, operand_types, tensor_types
-from koinon.computation._flat import flatten, leaf_types, unflatten
-from koinon.computation._sequence import PackedView, Sequence
-from koinon.computation._transfer import clients_values, fields_of, local_value, num_clients
-from koinon.types import (
-    CLIENTS,
-    FederatedType,
-    FunctionType,
-    SequenceType,
-    Type,
-    contains_federated_types,
-    strip_placement,
+from koinon.computation._evaluate import (
+    SEQUENCE_HANDLERS,
+    Closure,
+    Evaluator,
+    OperatorFunction,
+    operand_types,
+    tensor_types,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class AtServer:
-    """A value of the server."""
-
-    value: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class AtClients:
-    """One value for each client, in the order of the cohort."""
-
-    values: list[Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class SameAtClients:
-    """A value that every client has, however many there are."""
-
-    value: Any
+from koinon.computation._flat import flatten, leaf_types, unflatten
+from koinon.computation._transfer import num_clients, sequence_of_rows
+from koinon.types import FederatedType, FunctionType, SequenceType, Type, strip_placement
 
 
 class ReferenceBackend:
@@ -70,67 +47,35 @@ class ReferenceBackend:
 
     def invoke(self, computation: Computation, argument: Any) -> Any:
         """Runs a computation on an argument given in a user's containers."""
-        parameter = computation.type_signature.parameter
+        type_ = computation.type_signature
         counts: list[tuple[str, int]] = []
-        value = None
-        if parameter is not None:
-            value = self._enter(parameter, argument, "", counts)
-        interpreter = Interpreter(num_clients(counts, self.default_num_clients))
-        if parameter is not None:
-            value = interpreter.resolve_functions(parameter, value)
-        function = interpreter.evaluator.evaluate(computation.expression, {})
-        return leave_engine(computation.type_signature.result, function(value), _leave)
+        value = None if type_.parameter is None else enter(type_.parameter, argument, "", counts)
+        interpreter = Interpreter(counts, self.default_num_clients)
+        return interpreter.call(type_, interpreter.evaluator.evaluate(computation.expression, {}), value)
 
     def pass_through(self, type_: FederatedType, value: Any) -> list[Any]:
         """The values of clients as they come back where nothing is done to them."""
-        return _leave(type_, self._enter(type_, value, "", []))
-
-    def _enter(self, type_: Type, value: Any, path: str, counts: list[tuple[str, int]]) -> Any:
-        """An argument as the interpreter holds it; notes the numbers of clients."""
-        if not isinstance(type_, FederatedType):
-            if isinstance(value, Unpacked) or contains_federated_types(type_):
-                return tuple([self._enter(t, v, path + p, counts) for p, t, v in fields_of(type_, value)])
-            return local_value(type_, value, path)
-        if type_.placement is not CLIENTS:
-            return AtServer(local_value(type_.member, value, path))
-        if type_.all_equal:
-            return SameAtClients(local_value(type_.member, value, path))
-        values = clients_values(type_, value, path)
-        counts.append((path, len(values)))
-        if isinstance(values, Cohort):
-            return AtClients(_cohort_sequences(values))
-        return AtClients([local_value(type_.member, v, f"{path}[{i}]") for i, v in enumerate(values)])
-
-
-def _cohort_sequences(cohort: Cohort) -> list[Sequence]:
-    """Each client's examples in buffers of their own."""
-    sequences = []
-    for offset, length in zip(cohort.offsets.tolist(), cohort.lengths.tolist(), strict=True):
-        buffers = tuple(jnp.asarray(buffer[offset : offset + length]) for buffer in cohort.packed.buffers)
-        view = PackedView(cohort.packed.element_type, buffers, jnp.int32(0), jnp.int32(length))
-        sequences.append(Sequence(view))
-    return sequences
-
-
-def _leave(type_: FederatedType, value: Any) -> Any:
-    """A placed result as a user sees it."""
-    if isinstance(value, AtClients):
-        return [result_to_user(type_.member, element) for element in value.values]
-    return result_to_user(type_.member, value.value)
+        return leave(type_, enter(type_, value, "", []))
 
 
 class Interpreter:
-    """The meaning of the operators for one number of clients."""
+    """The meaning of the operators for one number of clients.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    Args:
+      counts: the number of values in each argument that is placed at the clients, with its path.
+      default_num_clients: how many clients there are where no argument tells.
+    """
+
+    def __init__(self, counts: list[tuple[str, int]], default_num_clients: int) -> None:
+        self.counts = counts
+        self.count = num_clients(counts, default_num_clients)
         self.evaluator = Evaluator(
             SEQUENCE_HANDLERS
             | {
                 "federated_broadcast": lambda _, v: SameAtClients(v.value),
                 "federated_map": self._map,
                 "federated_zip": self._zip,
-                "federated_eval_at_clients": lambda _, f: AtClients([f(None) for _ in range(count)]),
+                "federated_eval_at_clients": lambda _, f: AtClients([f(None) for _ in range(self.count)]),
                 "federated_eval_at_server": lambda _, f: AtServer(f(None)),
                 "federated_value_at_clients": lambda _, v: SameAtClients(v),
                 "federated_value_at_server": lambda _, v: AtServer(v),
@@ -153,14 +98,45 @@ class Interpreter:
             }
         )
 
-    def resolve_functions(self, type_: Type, value: Any) -> Any:
-        """The argument with the computations in it as functions."""
+    def call(self, type_: FunctionType, function: Callable[[Any], Any], value: Any) -> Any:
+        """The result of a function of this type, in a user's containers."""
+        if type_.parameter is not None:
+            value = self._with_functions(type_.parameter, value)
+        return leave_engine(type_.result, function(value), self._leave)
+
+    def _with_functions(self, type_: Type, value: Any) -> Any:
+        """An argument with the computations in it as functions."""
         if isinstance(type_, FunctionType):
             return self.evaluator.evaluate(value, {})
         if isinstance(value, tuple):
             fields = [field for _, field in type_.items()]  # pyright: ignore[reportAttributeAccessIssue]
-            return tuple([self.resolve_functions(field, v) for field, v in zip(fields, value, strict=True)])
+            return tuple([self._with_functions(field, v) for field, v in zip(fields, value, strict=True)])
         return value
+
+    def _leave(self, type_: FederatedType | FunctionType, value: Any) -> Any:
+        if isinstance(type_, FederatedType):
+            return leave(type_, value)
+        return FunctionResult(type_, lambda argument: self._call_result(type_, value, argument))
+
+    def _call_result(self, type_: FunctionType, function: Any, argument: Any) -> Any:
+        """A call of a function that was a result; its arguments may be the first to tell the number of clients."""
+        counts = [*self.counts]
+        value = None if type_.parameter is None else enter(type_.parameter, argument, "", counts)
+        interpreter = Interpreter(counts, self.count)
+        return interpreter.call(type_, interpreter.rebound(function), value)
+
+    def rebound(self, value: Any) -> Any:
+        """A value with the functions in it evaluated here from now on."""
+        match value:
+            case tuple():
+                return tuple([self.rebound(field) for field in value])
+            case Closure():
+                scope = {name: self.rebound(captured) for name, captured in value.scope.items()}
+                return Closure(self.evaluator, value.node, scope)
+            case OperatorFunction():
+                return self.evaluator.evaluate(value.node, {})
+            case _:
+                return value
 
     def _each(self, value: AtClients | SameAtClients) -> list[Any]:
         return [value.value] * self.count if isinstance(value, SameAtClients) else value.values
@@ -177,9 +153,7 @@ class Interpreter:
             return AtServer(_map_placed(argument, lambda leaf: leaf.value))
         if all(isinstance(leaf, SameAtClients) for leaf in leaves):
             return AtClients([_map_placed(argument, lambda leaf: leaf.value)] * self.count)
-        return AtClients(
-            [_map_placed(argument, lambda leaf, i=i: self._each(leaf)[i]) for i in range(self.count)]
-        )
+        return AtClients([_map_placed(argument, lambda leaf, i=i: self._each(leaf)[i]) for i in range(self.count)])
 
     def _rows(self, type_: Type, value: Any) -> list[list[Any]]:
         """The flat leaves of each client's value."""
@@ -216,12 +190,16 @@ class Interpreter:
             results.append((total / weight_sum).astype(leaf.dtype))
         return AtServer(unflatten(member, results))
 
-    def _extremum(self, intrinsic: ir.Intrinsic, value: Any, op: Callable[..., Any], start: Callable[..., Any]) -> AtServer:
+    def _extremum(
+        self, intrinsic: ir.Intrinsic, value: Any, op: Callable[..., Any], start: Callable[..., Any]
+    ) -> AtServer:
         member = _member(intrinsic.type.result)
-        result = [jnp.full(t.shape, start(t.dtype), t.dtype) for t in tensor_types(member)]
-        for row in self._rows(_parameter(intrinsic), value):
-            result = [op(a, b) for a, b in zip(result, row, strict=True)]
-        return AtServer(unflatten(member, result))
+        rows = self._rows(_parameter(intrinsic), value)
+        if not rows:
+            return AtServer(
+                unflatten(member, [jnp.full(t.shape, start(t.dtype), t.dtype) for t in tensor_types(member)])
+            )
+        return AtServer(unflatten(member, [functools.reduce(op, column) for column in zip(*rows, strict=True)]))
 
     def _aggregate(self, intrinsic: ir.Intrinsic, argument: Any) -> AtServer:
         value, zero, accumulate, _, report = argument
@@ -234,7 +212,7 @@ class Interpreter:
         sequence_type = _member(intrinsic.type.result)
         assert isinstance(sequence_type, SequenceType)
         rows = self._rows(_parameter(intrinsic), value)
-        return AtServer(_sequence_of_rows(sequence_type, rows))
+        return AtServer(sequence_of_rows(sequence_type, rows))
 
     def _secure_sum(self, intrinsic: ir.Intrinsic, argument: Any) -> AtServer:
         value, bound = argument
@@ -263,7 +241,9 @@ class Interpreter:
             total = np.zeros(leaf.shape, object)
             for row in self._rows(value_type, value):
                 total = total + np.asarray(row[i]).astype(object)
-            total = total % int(moduli[min(i, len(moduli) - 1)])
+            modulus = int(moduli[min(i, len(moduli) - 1)])
+            check_modulus(intrinsic.name, modulus)
+            total = total % modulus
             totals.append(jnp.asarray(np.asarray(total).astype(leaf.dtype)))
         return AtServer(unflatten(member, totals))
 
@@ -278,7 +258,7 @@ class Interpreter:
         for client_keys in self._each(keys):
             slices = [function((server_value.value, key)) for key in client_keys]
             rows = [flatten(sequence_type.element, piece) for piece in slices]
-            sequences.append(_sequence_of_rows(sequence_type, rows))
+            sequences.append(sequence_of_rows(sequence_type, rows))
         return AtClients(sequences)
 
     def _on_placed_sequence(self, intrinsic: ir.Intrinsic, argument: Any) -> Any:
@@ -291,12 +271,15 @@ class Interpreter:
         local = strip_placements(intrinsic)
 
         def run(pick: Callable[[Any], Any]) -> Any:
-            chosen = tuple([pick(operand) if operand in placed else operand for operand in operands])
+            chosen = tuple([pick(operand) for operand in operands])
             return handler(local, chosen if isinstance(argument, tuple) else chosen[0])
 
         if isinstance(placed[0], AtServer):
-            return AtServer(run(lambda operand: operand.value))
-        return AtClients([run(lambda operand, i=i: self._each(operand)[i]) for i in range(self.count)])
+            return AtServer(run(lambda operand: operand.value if isinstance(operand, AtServer) else operand))
+        at_clients = (AtClients, SameAtClients)
+        return AtClients(
+            [run(lambda o, i=i: self._each(o)[i] if isinstance(o, at_clients) else o) for i in range(self.count)]
+        )
 
 
 def strip_placements(intrinsic: ir.Intrinsic) -> ir.Intrinsic:
@@ -327,15 +310,6 @@ def _map_placed(value: Any, fn: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple):
         return tuple([_map_placed(field, fn) for field in value])
     return fn(value)
-
-
-def _sequence_of_rows(type_: SequenceType, rows: list[list[Any]]) -> Sequence:
-    leaves = tensor_types(type_.element)
-    buffers = tuple(
-        jnp.stack([row[i] for row in rows]) if rows else jnp.zeros((0, *leaf.shape), leaf.dtype)
-        for i, leaf in enumerate(leaves)
-    )
-    return Sequence(PackedView(type_.element, buffers, jnp.int32(0), jnp.int32(len(rows))))
 
 
 def _greatest(dtype: Any) -> Any:

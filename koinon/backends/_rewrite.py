@@ -99,6 +99,49 @@ def _read_in_bounds(jaxpr: Jaxpr, padded: Sequence[bool]) -> Jaxpr:
     return jaxpr.replace(eqns=eqns)
 
 
+# --- static bounds for folds -----------------------------------------------------------------------------------------
+
+
+def bound_folds(closed: ClosedJaxpr, lengths: Sequence[int], longest: int) -> ClosedJaxpr:
+    """Gives the folds of a program a static bound, so that reverse-mode differentiation can pass them.
+
+    Args:
+      closed: the program.
+      lengths: the places of the lengths of sequences among its inputs.
+      longest: the greatest value that a length takes.
+
+    The trip count of a fold must follow from the lengths alone and grow with them, as it does after `batch`, `repeat`
+    and `take`; a fold whose trip count depends on anything else keeps none.
+    """
+    eqns = []
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive is reduce_p:
+            bound = _trip_count(closed, eqn.invars[0], lengths, longest)
+            eqn = eqn.replace(params={**eqn.params, "bound": bound})
+        eqns.append(eqn)
+    return ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
+
+
+def _trip_count(closed: ClosedJaxpr, count: Any, lengths: Sequence[int], longest: int) -> int | None:
+    if isinstance(count, Literal):
+        return int(count.val)
+    jaxpr = closed.jaxpr
+    needed, eqns = {count}, []
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            eqns.append(eqn)
+            needed.update(_variables(eqn))
+    known = {jaxpr.invars[place] for place in lengths}
+    if any(var in needed and var not in known for var in jaxpr.invars):
+        return None
+    sliced = jaxpr.replace(
+        invars=list(known), outvars=[count], eqns=eqns[::-1], debug_info=jaxpr.debug_info.with_unknown_names()
+    )
+    with jax.ensure_compile_time_eval():
+        (bound,) = jax.core.eval_jaxpr(sliced, closed.consts, *[jnp.int32(longest)] * len(known))
+    return None if isinstance(bound, jax.core.Tracer) else int(bound)
+
+
 # --- rules for CPUs --------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ the same bits on every run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 
 import jax
@@ -88,6 +89,7 @@ def choose_threads(work: Work, count: int, examples: int) -> int:
     return max(1, min(available_cores(), count // 2))
 
 
+@functools.cache
 def available_cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):

@@ -26,6 +26,14 @@ def check_secure_total(operator: str, total: Any, dtype: Any) -> None:
         raise total_out_of_range(operator, dtype)
 
 
+def check_modulus(operator: str, modulus: int) -> None:
+    """Checks the modulus of a modular sum, where it was not a constant."""
+    if modulus < 1:
+        raise SecureSumRangeError(
+            f"The modulus of `{operator}` must be positive.", expected="an integer of at least 1", found=str(modulus)
+        )
+
+
 def input_out_of_range(operator: str, where: str) -> SecureSumRangeError:
     """The error for a client's integer outside the declared range."""
     return SecureSumRangeError(

@@ -7,10 +7,13 @@ counts as one that keeps single values.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 from collections.abc import Sequence
 from typing import Any
+
+import jax.numpy as jnp
 
 from koinon.compiler._abstract import Domain, Interpreter
 from koinon.compiler._steps import Step
@@ -67,7 +70,7 @@ class _Part:
 
 _CONSTANT = _Part(_Kind.CONSTANT)
 _CLIENT = _Part(_Kind.CLIENT)
-_COPIES = frozenset({"copy", "copy_p", "stop_gradient", "convert_element_type", "annotate"})
+_COPIES = frozenset({"copy", "copy_p", "stop_gradient", "annotate"})
 _SUMS = frozenset({"add", "add_any", "sub"})
 _EXTREMA = frozenset({"max", "min", "or", "and"})
 _SCATTERED_EXTREMA = {"scatter-max": "max", "scatter-min": "min"}
@@ -83,6 +86,9 @@ class _FoldDomain(Domain[_Part]):
             return first
         if first.is_free and second.is_free:
             return _CLIENT
+        for part in (first, second):
+            if part.kind is _Kind.OTHER:
+                return part
         if first.leaf == second.leaf:
             by_data = first.by_data or second.by_data
             kinds = {first.kind, second.kind}
@@ -90,7 +96,7 @@ class _FoldDomain(Domain[_Part]):
                 return dataclasses.replace(first, by_data=by_data)
             operation = first.operation or second.operation
             # An untouched leaf counts as a sum, and it is the start of an extremum as well.
-            if _Kind.OTHER not in kinds and {first.operation, second.operation} <= {"", operation}:
+            if {first.operation, second.operation} <= {"", operation}:
                 return _Part(_Kind.EXTREMUM, first.leaf, operation)
         return _Part(_Kind.OTHER, operation="a choice between an accumulator and something else")
 
@@ -114,7 +120,7 @@ class _FoldDomain(Domain[_Part]):
             for case in cases[1:]:
                 chosen = self.join(chosen, case)
             return [self.controlled(chosen, predicate)]
-        if name in _COPIES:
+        if name in _COPIES or (name == "convert_element_type" and _keeps_all(eqn)):
             return inputs
         operand, *others = inputs if inputs else [_CONSTANT]
         if name in ("add", "add_any", "max", "min", "or", "and") and operand.is_free:
@@ -130,6 +136,13 @@ class _FoldDomain(Domain[_Part]):
         return super().equation(eqn, inputs)
 
 
+def _keeps_all(eqn: Any) -> bool:
+    """Whether a conversion of an accumulator leaves a sum: a later summand would stand out of one that was cut off."""
+    old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
+    both_floating = jnp.issubdtype(old, jnp.floating) and jnp.issubdtype(new, jnp.floating)
+    return both_floating or jnp.promote_types(old, new) == new
+
+
 def leaf_folds(step: Step) -> list[LeafFold]:
     """What each leaf of the accumulator of a `federated_aggregate` keeps; its functions must be able to run on facts."""
     _, _, accumulate_type, _, _ = operand_types(step.node)  # pyright: ignore[reportArgumentType]
@@ -142,22 +155,12 @@ def leaf_folds(step: Step) -> list[LeafFold]:
 
     def run(function: Any, value_type: Any) -> list[_Part]:
         value = interpreter.unflatten(value_type, [_CLIENT] * len(leaf_types(value_type)))
-        resolved = interpreter.resolve(function, _AnyConstant(interpreter))
+        # What a function has captured is the server's, and so a constant here.
+        resolved = interpreter.resolve(function, collections.defaultdict(lambda: None))
         return interpreter.flatten(accumulator, resolved((interpreter.unflatten(accumulator, start), value)))
 
     folds = zip(run(accumulate, member), run(merge, accumulator), strict=True)
     return [_worse(_verdict(i, a, "accumulate"), _verdict(i, m, "merge")) for i, (a, m) in enumerate(folds)]
-
-
-class _AnyConstant(dict[int, Any]):
-    """A scope in which every value of the server is a constant: it is no client's."""
-
-    def __init__(self, interpreter: Interpreter[_Part]) -> None:
-        super().__init__()
-        self.interpreter = interpreter
-
-    def __missing__(self, index: int) -> Any:
-        return None
 
 
 def _verdict(leaf: int, part: _Part, function: str) -> LeafFold:

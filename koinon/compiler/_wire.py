@@ -75,15 +75,7 @@ def unpack(data: bytes | bytearray | memoryview) -> tuple[dict[str, Any], list[m
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise KoinonTypeError("Only bytes can be deserialized.", expected="bytes", found=type(data).__name__)
     view = memoryview(data).cast("B")
-    version, header_end = _check_frame(view)
-    if version != VERSION:
-        refuse(
-            "The computation was serialized in a version of the format that is not known here.",
-            at=8,
-            expected=VERSION,
-            found=version,
-            hint="use the version of koinon that wrote it, or serialize it again",
-        )
+    header_end = _check_frame(view)
     header = _read_header(bytes(view[HEADER_OFFSET:header_end]))
     blobs, position, end = [], header_end, len(view) - _DIGEST
     for i, size in enumerate(header.pop("blobs")):
@@ -96,8 +88,8 @@ def unpack(data: bytes | bytearray | memoryview) -> tuple[dict[str, Any], list[m
     return header, blobs
 
 
-def _check_frame(view: memoryview) -> tuple[int, int]:
-    """The version and the end of the header, once the bytes are known to be whole."""
+def _check_frame(view: memoryview) -> int:
+    """The end of the header, once the bytes are known to be whole and of this version."""
     if bytes(view[: len(MAGIC)]) != MAGIC[: len(view)]:
         refuse("The bytes are not a serialized computation.", at=0, expected=MAGIC, found=bytes(view[: len(MAGIC)]))
     if len(view) < HEADER_OFFSET + _DIGEST:
@@ -108,10 +100,18 @@ def _check_frame(view: memoryview) -> tuple[int, int]:
         refuse(f"The computation {what}.", at=min(len(view), total), expected=f"{total} bytes", found=f"{len(view)} bytes")
     if hashlib.sha256(view[:-_DIGEST]).digest() != bytes(view[-_DIGEST:]):
         refuse("The computation is damaged: its digest does not match.", at=len(view) - _DIGEST)
-    header_end = HEADER_OFFSET + header_size
-    if header_end > len(view) - _DIGEST:
-        refuse("The header reaches past the end.", at=12, expected=f"at most {len(view) - HEADER_OFFSET - _DIGEST}", found=header_size)
-    return version, header_end
+    if version != VERSION:
+        refuse(
+            "The computation was serialized in a version of the format that is not known here.",
+            at=len(MAGIC),
+            expected=VERSION,
+            found=version,
+            hint="use the version of koinon that wrote it, or serialize it again",
+        )
+    room = len(view) - HEADER_OFFSET - _DIGEST
+    if header_size > room:
+        refuse("The header reaches past the end.", at=len(MAGIC) + 4, expected=f"at most {room}", found=header_size)
+    return HEADER_OFFSET + header_size
 
 
 def _read_header(text: bytes) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from koinon.computation._context import Backend, current_backend, set_default_ba
 from koinon.computation._data import Cohort, PackedSequences
 from koinon.computation._federated import federated_computation
 from koinon.computation._intrinsics import INTRINSICS, IntrinsicRow, Route
+from koinon.computation._local import jax_computation
 from koinon.computation._operators import (
     federated_aggregate,
     federated_broadcast,
@@ -24,7 +25,6 @@ from koinon.computation._operators import (
     federated_sum,
     federated_value,
     federated_zip,
-    jax_computation,
     sequence_map,
     sequence_reduce,
     sequence_sum,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from koinon._errors import ComputationReturnedNoneError, KoinonError, KoinonTypeError
 from koinon.computation import _ir as ir
 from koinon.computation._builder import not_building
+from koinon.computation._computation import decorate
 from koinon.computation._flat import flatten, from_user, leaf_types, to_user, unflatten
 from koinon.computation._precision import check_precision
 from koinon.computation._sequence import Sequence
@@ -107,3 +108,28 @@ def apply_local(local: ir.Local, argument: Any) -> Any:
     results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves)
     # Constants of the program come out as they are written in it, which is not always an array of JAX.
     return unflatten(local.type.result, [jnp.asarray(result) for result in results])
+
+
+def jax_computation(*args: Any) -> Any:
+    """Makes a computation of a Python function of JAX values: what runs at one place.
+
+    Used as a decorator with the types of the parameters, `@ko.jax_computation(jnp.float32)`; bare, the function is
+    traced anew for each type that it meets. The function is traced once: its parameters are arrays, in the containers
+    of their types, and a `Sequence` for `T*`; it returns arrays in any containers. An unknown dimension is a symbolic
+    dimension of JAX, so that one trace serves every size.
+
+    Raises:
+      KoinonTypeError: for a placed type, a parameter with a default value, a count of types that does not fit.
+      UnsupportedTypeError: for a 64-bit type while JAX holds 32 bits.
+      ComputationReturnedNoneError: where the function returns None.
+
+    >>> import jax.numpy as jnp, koinon as ko
+    >>> @ko.jax_computation(jnp.float32, jnp.float32)
+    ... def hypotenuse(a, b):
+    ...     return jnp.sqrt(a * a + b * b)
+    >>> str(hypotenuse.type_signature)
+    '(<a=float32,b=float32> -> float32)'
+    >>> float(hypotenuse(3.0, 4.0))
+    5.0
+    """
+    return decorate(trace_local, args)

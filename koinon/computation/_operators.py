@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from koinon._errors import KoinonError, OperandError, PlacementError
 from koinon.computation import _ir as ir
 from koinon.computation._builder import current_builder, user_location
-from koinon.computation._computation import Computation, PolymorphicComputation, decorate, wrap
+from koinon.computation._computation import Computation, PolymorphicComputation, wrap
 from koinon.computation._intrinsics import INTRINSICS
 from koinon.computation._local import trace_local
 from koinon.computation._value import Value, to_value, zip_expression
@@ -24,6 +26,7 @@ from koinon.types import (
     StructType,
     Type,
     contains_federated_types,
+    is_structure_of_integers,
 )
 
 
@@ -284,25 +287,39 @@ def federated_secure_sum(value: Any, max_input: Any) -> Value:
       value: the clients' integers, `{T}@CLIENTS`.
       max_input: the largest integer that a client may send, one for all or a struct with one for each tensor.
 
-    A run fails where a client's integer is outside `[0, max_input]`, or where the sum does not fit its dtype.
+    A run fails with `SecureSumRangeError` where a client's integer is outside `[0, max_input]`, or where the sum does
+    not fit its dtype.
+
+    Raises:
+      PlacementError: where the value is not placed at the clients.
+      KoinonTypeError: where it is not made of integers.
+      OperandError: where the bound has another structure than the value, or a constant bound is negative.
     """
-    return _apply(
-        "federated_secure_sum", _placed(value, "federated_secure_sum"), to_value(max_input).expression
-    )
+    return _apply("federated_secure_sum", _placed(value, "federated_secure_sum"), _bound(max_input, 0))
 
 
 def federated_secure_sum_bitwidth(value: Any, bitwidth: Any) -> Value:
     """Sums integers of at most `bitwidth` bits so that the server sees the sum alone; see `federated_secure_sum`."""
-    return _apply(
-        "federated_secure_sum_bitwidth", _placed(value, "federated_secure_sum_bitwidth"), to_value(bitwidth).expression
-    )
+    return _apply("federated_secure_sum_bitwidth", _placed(value, "federated_secure_sum_bitwidth"), _bound(bitwidth, 1))
 
 
 def federated_secure_modular_sum(value: Any, modulus: Any) -> Value:
     """Sums integers modulo `modulus` so that the server sees the sum alone; the result is in `[0, modulus)`."""
-    return _apply(
-        "federated_secure_modular_sum", _placed(value, "federated_secure_modular_sum"), to_value(modulus).expression
-    )
+    return _apply("federated_secure_modular_sum", _placed(value, "federated_secure_modular_sum"), _bound(modulus, 1))
+
+
+def _bound(bound: Any, least: int) -> ir.Expression:
+    """The expression of the bound of a secure sum; constants in it are checked."""
+    expression = to_value(bound).expression
+    for node in ir.walk(expression):
+        if isinstance(node, ir.Literal) and is_structure_of_integers(node.type) and np.any(node.value < least):
+            raise OperandError(
+                "The bound of a secure sum is too small.",
+                expected=f"integers of at least {least}",
+                found=str(node.value),
+                made_in=user_location(),
+            )
+    return expression
 
 
 def federated_select(client_keys: Any, max_key: Any, server_val: Any, select_fn: Any) -> Value:
@@ -361,30 +378,3 @@ def _element(expression: ir.Expression) -> Type:
     if not isinstance(member, SequenceType):
         raise OperandError("The operand must be a sequence.", found=type_, made_in=user_location())
     return member.element
-
-
-def jax_computation(*args: Any) -> Any:
-    """Makes a computation of a Python function of JAX values: what runs at one place.
-
-    Used as a decorator with the types of the parameters, `@ko.jax_computation(jnp.float32)`; bare, the function is
-    traced anew for each type that it meets. The function is traced once: its parameters are arrays, in the containers
-    of their types, and a `Sequence` for `T*`; it returns arrays in any containers. An unknown dimension is a symbolic
-    dimension of JAX, so that one trace serves every size.
-
-    Raises:
-      KoinonTypeError: for a placed type, a parameter with a default value, a count of types that does not fit.
-      UnsupportedTypeError: for a 64-bit type while JAX holds 32 bits.
-      ComputationReturnedNoneError: where the function returns None.
-
-    >>> import jax.numpy as jnp, koinon as ko
-    >>> @ko.jax_computation(jnp.float32, jnp.float32)
-    ... def hypotenuse(a, b):
-    ...     return jnp.sqrt(a * a + b * b)
-    >>> str(hypotenuse.type_signature)
-    '(<a=float32,b=float32> -> float32)'
-    >>> float(hypotenuse(3.0, 4.0))
-    5.0
-    """
-    return decorate(trace_local, args)
-
-

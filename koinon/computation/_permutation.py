@@ -37,9 +37,13 @@ def permute(key: Any, length: Any) -> Callable[[Any], Any]:
 
     def index(x: Any) -> Any:
         x = jnp.clip(jnp.asarray(x, jnp.int32), 0, size - 1)
-        return jax.lax.while_loop(
-            lambda y: jnp.any(y >= size), lambda y: jnp.where(y >= size, cross(y), y), cross(x)
-        )
+
+        def walk(state: Any) -> Any:
+            y, outside = state
+            y = jnp.where(outside, cross(y), y)
+            return y, y >= size
+
+        return jax.lax.while_loop(lambda state: jnp.any(state[1]), walk, (x, jnp.ones(x.shape, bool)))[0]
 
     return index
 

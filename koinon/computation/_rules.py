@@ -26,11 +26,11 @@ from koinon.types import (
     check_min_max_compatible,
     check_sum_compatible,
     contains_federated_types,
+    is_structure_of_floats,
     is_structure_of_integers,
     is_structure_of_tensors,
     to_type,
 )
-
 
 # --- checks that the rules share -------------------------------------------------------------------------------------
 
@@ -131,8 +131,7 @@ def weighted_mean(type_: Type) -> Type:
     if not (
         isinstance(weight, TensorType)
         and weight.shape == ()
-        and (np.issubdtype(weight.dtype, np.integer) or weight.dtype.kind in "fV")
-        and weight.dtype != np.bool_
+        and (is_structure_of_floats(weight) or is_structure_of_integers(weight))
     ):
         raise OperandError(
             "The weight of a mean must be one number for each client.",

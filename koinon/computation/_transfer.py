@@ -13,9 +13,10 @@ from koinon._errors import ArgumentError, CardinalityError, InvalidNonAllEqualVa
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked
 from koinon.computation._data import Cohort
-from koinon.computation._flat import from_user, leaf_types
-from koinon.computation._local import check_precision
+from koinon.computation._flat import fields_at, from_user, leaf_types
+from koinon.computation._precision import check_precision
 from koinon.computation._sequence import PackedView, Sequence
+from koinon.computation._value import specialized
 from koinon.types import (
     CLIENTS,
     FederatedType,
@@ -24,23 +25,27 @@ from koinon.types import (
     StructType,
     TensorType,
     Type,
-    from_container,
 )
 
 _PYTHON_NUMBERS = (bool, int, float, complex)
 
 
 def tensor(type_: TensorType, value: Any, path: str) -> Any:
-    """An argument as an array of a declared dtype and shape.
+    """An argument as an array of JAX of a declared dtype and shape; see `checked_array`."""
+    return jnp.asarray(checked_array(type_, value, path))
 
-    Python numbers, and lists of them, take the declared dtype where they lose nothing by it; arrays must have it.
+
+def checked_array(type_: TensorType, value: Any, path: str) -> Any:
+    """An argument as an array, of numpy or JAX, of a declared dtype and shape.
+
+    Python numbers, and lists of them, take the declared dtype where they fit into it; arrays must have it.
     """
     if isinstance(value, jax.Array):
         array: Any = value
     elif isinstance(value, (np.ndarray, np.generic)):
         array = value
         if array.dtype == type_.dtype:
-            check_precision([type_], None)
+            check_precision(type_, None)
     else:
         array = _from_python(type_, value, path)
     if array.dtype != type_.dtype or not _shape_fits(type_, array.shape):
@@ -49,9 +54,17 @@ def tensor(type_: TensorType, value: Any, path: str) -> Any:
             expected=type_,
             found=TensorType(array.dtype, array.shape),
             differs=path or None,
-            hint="convert it where it is made, as in jnp.asarray(x, dtype)",
+            hint=_hint(type_, array),
         )
-    return jnp.asarray(array)
+    return array
+
+
+def _hint(type_: TensorType, array: Any) -> str:
+    if array.dtype == type_.dtype:
+        return "declare None for a dimension that is not the same in every call"
+    if jax.dtypes.issubdtype(type_.dtype, jax.dtypes.extended):
+        return "make keys with jax.random.key(seed)"
+    return f"convert it where it is made, as in jnp.asarray(x, '{type_.dtype}')"
 
 
 def _shape_fits(type_: TensorType, shape: tuple[int, ...]) -> bool:
@@ -74,30 +87,35 @@ def _from_python(type_: TensorType, value: Any, path: str) -> Any:
             found=f"{type(value).__name__} {value!r:.80}",
             differs=path or None,
         )
-    check_precision([type_], None)
-    target = np.dtype(type_.dtype) if not jax.dtypes.issubdtype(type_.dtype, jax.dtypes.extended) else None
-    if target is None or not _number_fits(array, target):
+    check_precision(type_, None)
+    fitted = _fitted(array, type_.dtype)
+    if fitted is None:
         raise ArgumentError(
             "A Python number does not fit the declared dtype.",
             expected=type_,
             found=f"{type(value).__name__} {value!r:.80}",
             differs=path or None,
         )
-    return array.astype(target)
+    return fitted
 
 
-def _number_fits(array: np.ndarray, target: Any) -> bool:
-    """Whether Python numbers may stand for a dtype: an int for a float, never a float for an int, nothing out of range."""
-    if array.size == 0:
-        return True
-    if array.dtype.kind == "b":
-        return target == np.bool_
-    if jnp.issubdtype(target, np.integer):
-        limits = jnp.iinfo(target)
-        return array.dtype.kind in "iu" and int(array.min()) >= limits.min and int(array.max()) <= limits.max
-    if jnp.issubdtype(target, np.floating):
-        return array.dtype.kind in "iuf"
-    return jnp.issubdtype(target, np.complexfloating)
+def _fitted(array: np.ndarray, dtype: Any) -> np.ndarray | None:
+    """Python numbers in a dtype: an int may stand for a float, never a float for an int, and nothing out of range."""
+    if jax.dtypes.issubdtype(dtype, jax.dtypes.extended):
+        return None
+    kind = array.dtype.kind if array.size else "b" if dtype == np.bool_ else "i"
+    if kind == "b" or dtype == np.bool_:
+        return array.astype(dtype) if kind == "b" and dtype == np.bool_ else None
+    if jnp.issubdtype(dtype, np.integer):
+        limits = jnp.iinfo(dtype)
+        inside = kind in "iu" and (not array.size or limits.min <= int(array.min()) <= int(array.max()) <= limits.max)
+        return array.astype(dtype) if inside else None
+    if kind == "c" and not jnp.issubdtype(dtype, np.complexfloating):
+        return None
+    with np.errstate(over="ignore"):
+        fitted = array.astype(dtype)
+    overflown = np.isfinite(array) & ~np.isfinite(fitted)
+    return None if overflown.any() else fitted
 
 
 def columns(type_: SequenceType, value: Any, path: str) -> tuple[list[Any], int]:
@@ -109,11 +127,11 @@ def columns(type_: SequenceType, value: Any, path: str) -> tuple[list[Any], int]
       path: where the value sits in the whole, for messages.
     """
     element = type_.element
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields") and not _is_stacked(element, value):
         examples = [_example_leaves(element, example, f"{path}[{i}]") for i, example in enumerate(value)]
-        leaves = leaf_types(element)
-        stacked = [np.stack(leaf) for leaf in zip(*examples, strict=True)] if examples else [_no_rows(t) for t in leaves]
-        return stacked, len(examples)
+        if not examples:
+            return [_no_rows(leaf) for leaf in leaf_types(element)], 0
+        return [_stack(rows, path) for rows in zip(*examples, strict=True)], len(examples)
     leaves: list[Any] = []
     from_user(element, value, lambda t, leaf, p: leaves.append(_stacked_leaf(t, leaf, p)), path)
     lengths = {leaf.shape[0] for leaf in leaves}
@@ -127,13 +145,31 @@ def columns(type_: SequenceType, value: Any, path: str) -> tuple[list[Any], int]
     return leaves, lengths.pop() if lengths else 0
 
 
+def _is_stacked(element: Type, value: Any) -> bool:
+    """Whether a list or tuple is a structure of stacked arrays: an example that is a structure is no array."""
+    return isinstance(element, StructType) and any(isinstance(part, (np.ndarray, jax.Array)) for part in value)
+
+
+def _stack(rows: Any, path: str) -> Any:
+    shapes = {np.shape(row) for row in rows}
+    if len(shapes) > 1:
+        raise ArgumentError(
+            "The examples of one client must have one shape.",
+            expected="as many elements in every dimension",
+            found=" and ".join(str(list(shape)) for shape in sorted(shapes)),
+            differs=path or None,
+        )
+    return jnp.stack(rows) if any(isinstance(row, jax.Array) for row in rows) else np.stack(rows)
+
+
 def _example_leaves(element: Type, example: Any, path: str) -> list[Any]:
     leaves: list[Any] = []
 
     def add(type_: Type, leaf: Any, leaf_path: str) -> None:
         assert isinstance(type_, TensorType)
-        array = tensor(type_, leaf, leaf_path)
-        leaves.append(array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) else np.asarray(array))
+        array = checked_array(type_, leaf, leaf_path)
+        on_host = not jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) and not isinstance(array, jax.core.Tracer)
+        leaves.append(np.asarray(array) if on_host else array)
 
     from_user(element, example, add, path)
     return leaves
@@ -150,9 +186,9 @@ def _stacked_leaf(type_: Type, leaf: Any, path: str) -> Any:
     assert isinstance(type_, TensorType)
     stacked = TensorType(type_.dtype, None if type_.shape is None else (None, *type_.shape))
     if isinstance(leaf, np.ndarray) and leaf.dtype == type_.dtype and _shape_fits(stacked, leaf.shape):
-        check_precision([type_], None)
+        check_precision(type_, None)
         return leaf
-    return tensor(stacked, leaf, path)
+    return checked_array(stacked, leaf, path)
 
 
 def local_value(type_: Type, value: Any, path: str = "") -> Any:
@@ -163,6 +199,7 @@ def local_value(type_: Type, value: Any, path: str = "") -> Any:
             return tensor(leaf_type, leaf_value, leaf_path)
         if isinstance(leaf_type, SequenceType):
             if isinstance(leaf_value, Sequence):
+                leaf_type.check_assignable_from(leaf_value.type_signature, what="A sequence has other elements.")
                 return leaf_value
             stacked, count = columns(leaf_type, leaf_value, leaf_path)
             return Sequence(packed_view(leaf_type, stacked, count))
@@ -174,17 +211,32 @@ def local_value(type_: Type, value: Any, path: str = "") -> Any:
 
 
 def packed_view(type_: SequenceType, stacked: list[Any], count: int) -> PackedView:
-    """The rows of one client as a view of its own."""
-    buffers = tuple(jnp.asarray(leaf) for leaf in stacked)
-    return PackedView(type_.element, buffers, jnp.int32(0), jnp.int32(count))
+    """The rows of one client as a view of its own; there is one row at least, so that a program can read one."""
+    buffers = []
+    for leaf, leaf_type in zip(stacked, leaf_types(type_.element), strict=True):
+        shape = (1, *[dim or 0 for dim in leaf_type.shape or ()])
+        buffers.append(jnp.asarray(leaf) if count else jnp.empty(shape, leaf_type.dtype))
+    return PackedView(type_.element, tuple(buffers), jnp.int32(0), jnp.int32(count))
+
+
+def sequence_of_rows(type_: SequenceType, rows: list[list[Any]]) -> Sequence:
+    """The sequence whose elements have these flat leaves, one list for each element."""
+    stacked = (
+        [jnp.stack(column) for column in zip(*rows, strict=True)] if rows else [None] * len(leaf_types(type_.element))
+    )
+    return Sequence(packed_view(type_, stacked, len(rows)))
 
 
 def function_expression(type_: FunctionType, value: Any, path: str) -> ir.Expression:
     """The expression of an argument that is a computation."""
-    expression = getattr(value, "expression", None)
+    expression = getattr(specialized(value, type_), "expression", None)
     if not isinstance(expression, ir.Expression):
         raise ArgumentError(
-            "An argument must be a computation.", expected=type_, found=f"{type(value).__name__}", differs=path or None
+            "An argument must be a computation.",
+            expected=type_,
+            found=f"{type(value).__name__}",
+            differs=path or None,
+            hint="a Python function becomes a computation by @ko.jax_computation" if callable(value) else None,
         )
     type_.check_assignable_from(expression.type, what="The computation given as an argument does not fit.")
     return expression
@@ -215,9 +267,8 @@ def check_cohort(type_: FederatedType, cohort: Cohort, path: str) -> None:
     element = member.element if isinstance(member, SequenceType) else None
     if element is None or not element.is_assignable_from(cohort.packed.element_type):
         found = FederatedType(SequenceType(cohort.packed.element_type), CLIENTS)
-        type_.check_assignable_from(
-            found, what=f"The cohort given {'as ' + path if path else ''} does not have the declared type."
-        )
+        which = f"The cohort given as {path}" if path else "The cohort"
+        type_.check_assignable_from(found, what=f"{which} does not have the declared type.")
 
 
 def num_clients(counts: list[tuple[str, int]], default: int) -> int:
@@ -236,15 +287,5 @@ def num_clients(counts: list[tuple[str, int]], default: int) -> int:
 def fields_of(parameter: Type, argument: Any) -> list[tuple[str, Type, Any]]:
     """The argument as a list of path, type and value: its top fields where it is a struct, else itself."""
     if isinstance(argument, Unpacked):
-        values: list[Any] = list(argument.arguments)
-    elif isinstance(parameter, StructType):
-        values = from_container(parameter, argument)
-    else:
-        return [("", parameter, argument)]
-    assert isinstance(parameter, StructType)
-    return [
-        (f".{name}" if name is not None else f"[{i}]", field, value)
-        for i, ((name, field), value) in enumerate(zip(parameter.items(), values, strict=True))
-    ]
-
-
+        argument = argument.arguments
+    return fields_at(parameter, argument, "") if isinstance(parameter, StructType) else [("", parameter, argument)]

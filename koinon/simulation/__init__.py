@@ -1,6 +1,6 @@
 """Simulations: federated datasets, ways to make them of centralized ones, and ways to choose a round's clients."""
 
-from koinon.simulation import datasets
+from koinon.simulation import datasets, tasks
 from koinon.simulation._client_data import ClientData, FederatedDataset
 from koinon.simulation._partition import (
     by_key,
@@ -15,11 +15,13 @@ from koinon.simulation._partition import (
 )
 from koinon.simulation._sampling import build_poisson_sampling_fn, build_uniform_sampling_fn, build_weighted_sampling_fn
 from koinon.simulation._summary import ClientDataSummary
+from koinon.simulation._tasks import Task
 
 __all__ = [
     "ClientData",
     "ClientDataSummary",
     "FederatedDataset",
+    "Task",
     "build_poisson_sampling_fn",
     "build_uniform_sampling_fn",
     "build_weighted_sampling_fn",
@@ -33,4 +35,5 @@ __all__ = [
     "iid",
     "linear_sizes",
     "shards",
+    "tasks",
 ]

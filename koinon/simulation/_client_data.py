@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self, final, runtime_checkable
 
 import numpy as np
 
-from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError, UnknownClientError
+from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError
 from koinon.computation import Cohort, PackedSequences
 from koinon.simulation._columns import Columns, assemble, read_columns
+from koinon.simulation._ids import as_ids, unknown_client_error
+from koinon.simulation._prefetch import prefetch_cohorts
 from koinon.simulation._summary import ClientDataSummary, summarize
+from koinon.simulation._tables import read_table
 from koinon.types import Type
 
 _MAX_ROWS = 2**31 - 1
@@ -23,7 +26,7 @@ class FederatedDataset(Protocol):
     """The examples of many clients, wherever they are kept; what simulations need of them."""
 
     @property
-    def client_ids(self) -> tuple[Hashable, ...]:
+    def client_ids(self) -> Sequence[Hashable]:
         """The ids of the clients, in order."""
         ...
 
@@ -44,6 +47,10 @@ class FederatedDataset(Protocol):
         """The given clients, or all, as an argument for a parameter `{D*}@CLIENTS`."""
         ...
 
+    def prefetch(self, selections: Iterable[Iterable[Hashable]], buffer_size: int = 1) -> Iterator[Cohort]:
+        """The cohorts of `selections` one after the other, `buffer_size` of them made ahead in the background."""
+        ...
+
 
 @final
 class ClientData:
@@ -53,7 +60,7 @@ class ClientData:
     and costs the same few Python calls for ten clients and for a hundred thousand; the arrays go to the device once.
     What `subset`, `sample` and `train_test_client_split` return shares the arrays, on the device too.
 
-    Use the constructors `from_arrays`, `from_clients` and `from_partition`.
+    Use the constructors `from_arrays`, `from_clients`, `from_partition` and `from_table`.
 
     Example:
       >>> import numpy as np
@@ -170,6 +177,35 @@ class ClientData:
         return cls._pack(columns, rows, np.array([len(part) for part in parts], np.int64), client_ids)
 
     @classmethod
+    def from_table(cls, table: Any, *, client_column: str, columns: Sequence[str] | None = None) -> Self:
+        """Groups the rows of a table by the column that names their clients.
+
+        An example is a dict of the other columns. What JAX holds with fewer bits, it gets with fewer bits: unless JAX
+        is configured for 64 bits, int64 becomes int32, and float64 is rounded to float32. A column of arrays or lists
+        of one shape is stacked.
+
+        Args:
+          table: a pandas or polars `DataFrame`, a pyarrow `Table`, a Hugging Face `datasets.Dataset`, or a dict of
+            arrays.
+          client_column: the name of the column of client ids.
+          columns: the names of the columns to take besides; None for all.
+
+        Raises:
+          KoinonTypeError: if `table` is no table, or a column holds no numbers.
+          KoinonValueError: if there is no such column, a client id is missing, or an integer does not fit.
+
+        Example:
+          >>> table = {"user": ["ann", "bob", "ann"], "x": [0.5, 1.5, 2.5], "y": [0, 1, 1]}
+          >>> data = ClientData.from_table(table, client_column="user")
+          >>> data
+          ClientData(<x=float32,y=int32>*, 2 clients, 3 examples)
+          >>> data.dataset("ann")["x"]
+          array([0.5, 2.5], dtype=float32)
+        """
+        arrays, client_ids = read_table(table, client_column, columns)
+        return cls.from_arrays(arrays, client_ids)
+
+    @classmethod
     def _pack(
         cls, columns: Columns, rows: np.ndarray | None, lengths: np.ndarray, client_ids: Iterable[Hashable]
     ) -> Self:
@@ -225,15 +261,15 @@ class ClientData:
         """
         if client_ids is None:
             return Cohort(self._packed, self._positions, self._client_ids)
-        if isinstance(client_ids, str | bytes):
-            raise KoinonTypeError(
-                "A cohort is made of several client ids.",
-                expected="a list of ids",
-                found=repr(client_ids),
-                hint=f"`cohort([{client_ids!r}])`",
-            )
-        ids = client_ids.tolist() if isinstance(client_ids, np.ndarray) else list(client_ids)
+        ids = as_ids(client_ids)
         return Cohort(self._packed, self._positions_of(ids), ids)
+
+    def prefetch(self, selections: Iterable[Iterable[Hashable]], buffer_size: int = 1) -> Iterator[Cohort]:
+        """The cohorts of `selections` one after the other; see `StreamedClientData.prefetch`.
+
+        In memory a cohort costs next to nothing; this is here so that a program need not know where its data is.
+        """
+        return prefetch_cohorts(self.cohort, selections, buffer_size)
 
     def sample(self, size: int, seed: int | None = None) -> Cohort:
         """A cohort of `size` distinct clients, drawn uniformly.
@@ -345,12 +381,7 @@ class ClientData:
             chosen = np.fromiter(map(self._index.__getitem__, ids), np.int64, len(ids))
         except KeyError:
             unknown = [client_id for client_id in ids if client_id not in self._index]
-            examples = ", ".join(map(repr, itertools.islice(self._client_ids, 3)))
-            raise UnknownClientError(
-                f"There is no client {', '.join(map(repr, unknown[:5]))}"
-                + (f" (nor {len(unknown) - 5} others)." if len(unknown) > 5 else "."),
-                expected=f"one of {len(self)} clients: {examples}{', ..' if len(self) > 3 else ''}",
-            ) from None
+            raise unknown_client_error(unknown, self._client_ids) from None
         return self._positions[chosen]
 
 

@@ -46,7 +46,7 @@ def read_columns(value: Any, what: str, expected: Type | None = None) -> Columns
     element_type = _element_type(infer_type(value)) if expected is None else expected
     try:
         leaves = [np.asarray(leaf) for leaf in _flat(element_type, value)]
-        fits = [(leaf.dtype, leaf.shape[1:]) for leaf in leaves] == _leaves_of(element_type)
+        fits = [(leaf.dtype, leaf.shape[1:]) for leaf in leaves] == leaf_specs(element_type)
     except ArgumentError:
         leaves, fits = [], False
     if not fits:
@@ -86,10 +86,11 @@ def _flat(type_: Type, value: Any) -> list[Any]:
     return [leaf for child_type, child in children for leaf in _flat(child_type, child)]
 
 
-def _leaves_of(type_: Type) -> list[tuple[Any, Any]]:
+def leaf_specs(type_: Type) -> list[tuple[Any, Any]]:
+    """The dtype and the shape of each leaf of an example, in the order of the fields."""
     if isinstance(type_, TensorType):
         return [(type_.dtype, type_.shape)]
-    return [leaf for child in type_.children() for leaf in _leaves_of(child)]
+    return [leaf for child in type_.children() for leaf in leaf_specs(child)]
 
 
 def _element_type(stacked_type: Type) -> Type:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import os
 from collections.abc import Hashable
 from typing import Any
@@ -113,6 +114,23 @@ def summarize(packed: PackedSequences, positions: np.ndarray, client_ids: tuple[
             flat = np.bincount(client_of_row * len(found) + codes, minlength=len(sizes) * len(found))
             label_counts = flat.reshape(len(sizes), len(found))
     return ClientDataSummary(packed.element_type, client_ids, sizes, labels, label_counts)
+
+
+def merge_summaries(summaries: list[ClientDataSummary]) -> ClientDataSummary:
+    """The summary of all clients from those of some of them each, one at least."""
+    client_ids = tuple(itertools.chain.from_iterable(summary.client_ids for summary in summaries))
+    sizes = np.concatenate([summary.sizes for summary in summaries])
+    labels = label_counts = None
+    counted = [(s.labels, s.label_counts) for s in summaries if s.labels is not None and s.label_counts is not None]
+    if len(counted) == len(summaries):
+        found = np.unique(np.concatenate([some_labels for some_labels, _ in counted]))
+        if len(found) <= _MAX_LABELS:
+            labels = found
+            label_counts = np.zeros((len(sizes), len(found)), np.int64)
+            rows = np.split(label_counts, np.cumsum([len(counts) for _, counts in counted])[:-1])
+            for part, (some_labels, counts) in zip(rows, counted, strict=True):
+                part[:, np.searchsorted(found, some_labels)] = counts
+    return ClientDataSummary(summaries[0].element_type, client_ids, sizes, labels, label_counts)
 
 
 def _label_leaf(element_type: Type) -> int | None:

@@ -12,12 +12,12 @@ from hypothesis.extra import numpy as hnp
 from koinon.aggregators._norms import global_inf_norm, global_l1_norm, global_l2_norm
 
 arrays = hnp.arrays(
-    np.float32, st.integers(0, 6), elements=st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
+    np.float32, st.sampled_from([0, 1, 5]), elements=st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
 )
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(arrays, max_size=3))
+@settings(deadline=None, max_examples=25)
+@given(st.lists(arrays, max_size=2))
 def test_norms_are_those_of_all_elements_in_one_vector(leaves):
     """In float64, NumPy measures numbers whose squares float32 does not hold."""
     flat = np.concatenate([np.zeros(0), *leaves]).astype(np.float64)

@@ -1,0 +1,36 @@
+"""Ids of clients, as cohorts are made of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
+
+from koinon._errors import KoinonTypeError, UnknownClientError
+
+
+def as_ids(client_ids: Iterable[Hashable]) -> list[Hashable]:
+    """The ids of a cohort as a list.
+
+    Raises:
+      KoinonTypeError: if they are one string, whose characters would pass for ids.
+    """
+    if isinstance(client_ids, str | bytes):
+        raise KoinonTypeError(
+            "A cohort is made of several client ids.",
+            expected="a list of ids",
+            found=repr(client_ids),
+            hint=f"`cohort([{client_ids!r}])`",
+        )
+    return client_ids.tolist() if isinstance(client_ids, np.ndarray) else list(client_ids)
+
+
+def unknown_client_error(unknown: Sequence[Hashable], client_ids: Sequence[Hashable]) -> UnknownClientError:
+    """The error of ids that are not among `client_ids`."""
+    examples = ", ".join(map(repr, itertools.islice(client_ids, 3)))
+    return UnknownClientError(
+        f"There is no client {', '.join(map(repr, unknown[:5]))}"
+        + (f" (nor {len(unknown) - 5} others)." if len(unknown) > 5 else "."),
+        expected=f"one of {len(client_ids)} clients: {examples}{', ..' if len(client_ids) > 3 else ''}",
+    )
