@@ -20,6 +20,7 @@
     │   ├── UnknownHparamError               a hyperparameter that an optimizer does not have
     │   ├── InvalidIntermediateRepresentationError
     │   └── SerializationError               bytes that are no koinon artifact, or a damaged one
+    ├── PrivacyError                         (also an AssertionError) more comes to the server than was asserted
     ├── ContextError                         (also a RuntimeError) an operator used outside its place
     ├── MissingDependencyError               (also an ImportError) an optional package is not installed
     └── ProgramStateError                    checkpoints (see `koinon.program`)
@@ -224,6 +225,10 @@ class SerializationError(KoinonValueError):
 
 class NotCompilableError(KoinonValueError):
     """A computation that cannot be brought into the requested form; the message names the expression."""
+
+
+class PrivacyError(KoinonError, AssertionError):
+    """A computation lets more of the clients' data come to the server than was asserted; the message says what."""
 
 
 class SecureSumRangeError(KoinonValueError):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon.backends._results import result_to_user
-from koinon.computation import Cohort
+from koinon.computation import ClientRows, Cohort
 from koinon.computation._flat import flatten, leaf_types, to_user, unflatten
 from koinon.computation._transfer import check_cohort, clients_values, columns, local_value
 from koinon.types import FederatedType, SequenceType, StructType, TensorType, Type, from_container
@@ -107,7 +107,7 @@ class ClientsFeeder:
 
     def count(self, value: Any) -> int:
         """The number of clients of an argument."""
-        if not isinstance(value, Cohort):
+        if not isinstance(value, (Cohort, ClientRows)):
             value = clients_values(self.type, value, self.path)
         return len(value)
 
@@ -126,8 +126,16 @@ class ClientsFeeder:
             padding = (0, capacity - len(value))
             return [(value.packed.on_device(room), np.pad(value.offsets, padding), np.pad(value.lengths, padding))]
         leaves: list[Any] = []
+        if isinstance(value, ClientRows):
+            clients_values(self.type, value, self.path)
+            return [_with_capacity(leaf, capacity) for leaf in value.leaves]
         _stack(self.type.member, list(value), self.path, capacity, room, leaves)
         return leaves
+
+
+def _with_capacity(leaf: Any, capacity: int) -> Any:
+    missing = capacity - leaf.shape[0]
+    return leaf if missing <= 0 else jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
 
 
 def _stack(type_: Type, values: list[Any], path: str, capacity: int, room: int, leaves: list[Any]) -> None:

@@ -23,7 +23,7 @@ from koinon.backends._schedule import available_cores, choose_lanes, choose_thre
 from koinon.backends._secure import input_out_of_range, total_out_of_range
 from koinon.compiler import PlanValue, plan
 from koinon.compiler._steps import plan_values
-from koinon.computation import Computation
+from koinon.computation import ClientRows, Computation
 from koinon.computation._arguments import Unpacked
 from koinon.computation._flat import flatten, leaf_types, unflatten
 from koinon.computation._transfer import fields_of, num_clients
@@ -286,7 +286,7 @@ class Executable:
                 place = arguments.index(value.index)
                 return lambda leaves, count, given: _as_given(type_, given[place])
             self._results.append((type_.member, value))
-            return lambda leaves, count, given: _client_results(type_.member, leaves, count)
+            return lambda leaves, count, given: _client_results(type_.member, leaves, count, given)
         member = type_.member if isinstance(type_, FederatedType) else type_
         self._results.append((member, value))
         build, size = result_builder(member), len(leaf_types(member))
@@ -340,12 +340,14 @@ def _lengths(clients: list[Any]) -> np.ndarray | None:
     return None
 
 
-def _client_results(type_: Type, leaves: Any, count: int) -> list[Any]:
-    """Each client's result, from stacked leaves."""
-    stacked = [next(leaves) for _ in leaf_types(type_)]
+def _client_results(type_: Type, leaves: Any, count: int, given: list[Any]) -> list[Any] | ClientRows:
+    """Each client's result, from stacked leaves; where rows were given, rows come back."""
+    stacked = list(itertools.islice(leaves, len(leaf_types(type_))))
+    if any(map(isinstance, given, itertools.repeat(ClientRows))):
+        return ClientRows(type_, stacked, count)
     return [result_to_user(type_, unflatten(type_, [leaf[i] for leaf in stacked])) for i in range(count)]
 
 
-def _as_given(type_: FederatedType, value: Any) -> list[Any]:
+def _as_given(type_: FederatedType, value: Any) -> list[Any] | ClientRows:
     """The clients' arguments, where they are the result unchanged."""
-    return list(ReferenceBackend().pass_through(type_, value))
+    return value if isinstance(value, ClientRows) else ReferenceBackend().pass_through(type_, value)

@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from koinon.backends._results import result_to_user
-from koinon.computation import Cohort
+from koinon.computation import ClientRows, Cohort
 from koinon.computation._arguments import Unpacked
+from koinon.computation._flat import flatten
 from koinon.computation._sequence import Sequence
 from koinon.computation._transfer import clients_values, fields_of, local_value, packed_view
 from koinon.types import CLIENTS, FederatedType, SequenceType, StructType, Type, contains_federated_types
@@ -71,8 +73,16 @@ def _cohort_sequences(cohort: Cohort) -> list[Sequence]:
     ]
 
 
-def leave(type_: FederatedType, value: Any) -> Any:
-    """A placed result as a user sees it."""
+def has_rows(argument: Any) -> bool:
+    """Whether clients' values came stacked, so that results at the clients leave that way."""
+    return any(isinstance(a, ClientRows) for a in (argument.arguments if isinstance(argument, Unpacked) else [argument]))
+
+
+def leave(type_: FederatedType, value: Any, *, as_rows: bool = False) -> Any:
+    """A placed result as a user sees it; `as_rows` gives clients' values stacked."""
     if isinstance(value, AtClients):
+        if as_rows:
+            columns = zip(*[flatten(type_.member, element) for element in value.values], strict=True)
+            return ClientRows(type_.member, [jnp.stack(column) for column in columns], len(value.values))
         return [result_to_user(type_.member, element) for element in value.values]
     return result_to_user(type_.member, value.value)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import ArgumentError
-from koinon.backends._placed import AtClients, AtServer, SameAtClients, enter, leave
+from koinon.backends._placed import AtClients, AtServer, SameAtClients, enter, has_rows, leave
 from koinon.backends._results import FunctionResult, leave_engine
 from koinon.backends._secure import check_modulus, check_secure_inputs, check_secure_total
 from koinon.computation import Computation
@@ -50,7 +50,7 @@ class ReferenceBackend:
         type_ = computation.type_signature
         counts: list[tuple[str, int]] = []
         value = None if type_.parameter is None else enter(type_.parameter, argument, "", counts)
-        interpreter = Interpreter(counts, self.default_num_clients)
+        interpreter = Interpreter(counts, self.default_num_clients, as_rows=has_rows(argument))
         return interpreter.call(type_, interpreter.evaluator.evaluate(computation.expression, {}), value)
 
     def pass_through(self, type_: FederatedType, value: Any) -> list[Any]:
@@ -64,10 +64,12 @@ class Interpreter:
     Args:
       counts: the number of values in each argument that is placed at the clients, with its path.
       default_num_clients: how many clients there are where no argument tells.
+      as_rows: whether results at the clients come back stacked.
     """
 
-    def __init__(self, counts: list[tuple[str, int]], default_num_clients: int) -> None:
+    def __init__(self, counts: list[tuple[str, int]], default_num_clients: int, *, as_rows: bool = False) -> None:
         self.counts = counts
+        self.as_rows = as_rows
         self.count = num_clients(counts, default_num_clients)
         self.evaluator = Evaluator(
             SEQUENCE_HANDLERS
@@ -115,7 +117,7 @@ class Interpreter:
 
     def _leave(self, type_: FederatedType | FunctionType, value: Any) -> Any:
         if isinstance(type_, FederatedType):
-            return leave(type_, value)
+            return leave(type_, value, as_rows=self.as_rows)
         return FunctionResult(type_, lambda argument: self._call_result(type_, value, argument))
 
     def _call_result(self, type_: FunctionType, function: Any, argument: Any) -> Any:

@@ -14,11 +14,13 @@ from koinon.compiler._dependencies import Arrival, Dependencies, arriving_marks,
 from koinon.compiler._flows import ArgumentLeaf, Flows, Marks, join_flows
 from koinon.compiler._paths import Leaf, leaves_of
 from koinon.compiler._plan import Plan
+from koinon.compiler._show import step_texts
 from koinon.compiler._steps import PlanValue, Step, structure_leaves
 from koinon.computation import Computation, Route
 from koinon.types import SERVER, StructType, TensorType
 
 _ROUTES = {Route.PLAIN: "plain", Route.SECURE: "secure", Route.REVEALING: "revealing"}
+_MAX_TYPE = 100  # a longer type would hide the table below it
 FORMAT_VERSION = 1
 
 
@@ -31,12 +33,14 @@ class PrivacyRow:
         clients (`broadcast[0].w`), or the keys that clients ask the server for (`keys[0]`).
       type: its type.
       sources: the clients' leaves of the argument that come in this way, such as `argument.data.x`.
-      operator: the aggregation.
+      operator: the name of the aggregation.
+      expression: the aggregation in the words of the plan, such as `%3 = sum(%2)`.
       route: `plain`, `secure` or `revealing`; of a user's fold, by what its operators keep.
       clip: the norm to which each client's part is clipped; `adaptive` where it is known only at run time; None if
         nothing bounds it.
       mechanism: the name of the noise that was added; None if there is none.
       noise_multiplier: its standard deviation in units of the clip; `adaptive` where it is known only at run time.
+      simulation_only: whether that noise protects nobody outside of a simulation.
       sampling: how the mechanism assumes that the cohort is drawn; None if it assumes nothing.
       minimum_cohort: the number of clients below which the leaf is a single client's value; 1 where noise protects
         it, None where no number of clients does.
@@ -52,10 +56,12 @@ class PrivacyRow:
     type: str
     sources: tuple[str, ...]
     operator: str
+    expression: str
     route: str
     clip: float | str | None
     mechanism: str | None
     noise_multiplier: float | str | None
+    simulation_only: bool
     sampling: str | None
     minimum_cohort: int | None
     headroom_bits: int | None
@@ -93,7 +99,7 @@ class PrivacyReport:
 
     def __str__(self) -> str:
         open_rows = len(self.unprotected)
-        lines = [f"privacy of {self.name}: {self.type}"]
+        lines = [f"privacy of {self.name}" + (f": {self.type}" if len(self.type) <= _MAX_TYPE else "")]
         if not self.rows:
             return "\n".join([*lines, "", "Nothing of the clients' data comes to the server."])
         header = ("leaf", "type", "through", "route", "clip", "noise", "")
@@ -111,7 +117,7 @@ def _cells(row: PrivacyRow) -> tuple[str, ...]:
     noise = "-" if row.mechanism is None else f"{row.mechanism} {row.noise_multiplier}"
     clip = "-" if row.clip is None else str(row.clip)
     status = "protected" if row.protected else "unprotected"
-    return (row.path, row.type, row.operator, row.route, clip, noise, status)
+    return (row.path, row.type, row.expression, row.route, clip, noise, status)
 
 
 def _notes(row: PrivacyRow) -> Iterator[str]:
@@ -120,6 +126,8 @@ def _notes(row: PrivacyRow) -> Iterator[str]:
         yield row.reason
     if row.sampling is not None:
         yield f"assumes a cohort drawn by {row.sampling} sampling"
+    if row.simulation_only:
+        yield "the noise protects nobody outside of a simulation"
     if row.headroom_bits is not None:
         yield f"{row.headroom_bits} bits of headroom"
     if row.feeds_back:
@@ -155,8 +163,8 @@ def privacy_report(computation: Computation | Plan, *, clients: int | None = Non
     >>> print(ko.compiler.privacy_report(total))
     privacy of total: ({float32}@CLIENTS -> float32@SERVER)
     <BLANKLINE>
-    leaf    type            through        route  clip  noise
-    result  float32@SERVER  federated_sum  plain  1.0   -      unprotected
+    leaf    type            through       route  clip  noise
+    result  float32@SERVER  %2 = sum(%1)  plain  1.0   -      unprotected
         from argument
         clipped, but no noise is added
     <BLANKLINE>
@@ -173,6 +181,7 @@ class _Rows:
     def __init__(self, flow: Dependencies, clients: int | None) -> None:
         self.flow = flow
         self.clients = clients
+        self.texts = step_texts(flow.plan.type, flow.plan.parameter, flow.plan.phases)
 
     def all(self) -> Iterator[PrivacyRow]:
         """The rows of the result, then those of what goes to the clients, then those of what they ask for."""
@@ -245,10 +254,12 @@ class _Rows:
             type=leaf.placed_type,
             sources=(),
             operator=arrival.step.operator,
+            expression=self.texts[arrival.step],
             route=_ROUTES[arrival.route],
             clip=None if bound is None else "adaptive" if bound.norm is None else bound.norm,
             mechanism=None if noise is None else noise.mechanism,
             noise_multiplier=None if noise is None else _known(noise.noise_multiplier),
+            simulation_only=noise is not None and noise.simulation_only,
             sampling=None if noise is None else noise.sampling,
             minimum_cohort=1 if protected else None if arrival.route is Route.REVEALING else 2,
             headroom_bits=bits,
@@ -266,10 +277,12 @@ class _Rows:
                 type=leaf.placed_type,
                 sources=sources,
                 operator=step.operator,
+                expression=self.texts[step],
                 route=_ROUTES[Route.REVEALING],
                 clip=None,
                 mechanism=None,
                 noise_multiplier=None,
+                simulation_only=False,
                 sampling=None,
                 minimum_cohort=None,
                 headroom_bits=None,
@@ -321,8 +334,6 @@ def _unprotected_sum(arrival: Arrival, marks: Marks) -> str:
 
 
 def _warnings(arrival: Arrival, marks: Marks) -> Iterable[str]:
-    if marks.noise is not None and marks.noise.simulation_only:
-        yield "the noise protects nobody outside of a simulation"
     if marks.noise is not None and arrival.step.operator == "federated_mean":
         yield "the sensitivity of a mean is the clip divided by the number of clients, which must not be secret"
     if arrival.fold is not None and arrival.fold.by_data:

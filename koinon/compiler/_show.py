@@ -69,13 +69,24 @@ def format_plan(name: str, type_: FunctionType, parameter: Any, phases: tuple[Ph
     names = Names(type_, parameter)
     lines = [f"{name}: {type_}"]
     for number, phase in enumerate(phases):
-        body = list(_phase_lines(phase, names))
+        body = list(phase_lines(phase, names))
         if body:
             lines += ["", f"phase {number}", *body]
     return "\n".join([*lines, "", f"result {names.of(result)}"])
 
 
-def _phase_lines(phase: Phase, names: Names) -> Iterator[str]:
+def step_texts(type_: FunctionType, parameter: Any, phases: tuple[Phase, ...]) -> dict[Step, str]:
+    """What the page of a plan says about each step, without types: `%3 = sum(%2)`."""
+    names = Names(type_, parameter)
+    for phase in phases:
+        for _ in phase_lines(phase, names):
+            pass
+    steps = [step for phase in phases for step in (*phase.server, *phase.clients, *phase.aggregations)]
+    return {step: f"{names.of(step.output)} = {operation_text(step, names)}" for step in steps}
+
+
+def phase_lines(phase: Phase, names: Names) -> Iterator[str]:
+    """The page of one phase."""
     broadcasts = [step for step in phase.clients if step.operator == "federated_broadcast"]
     work = [step for step in phase.clients if step.operator != "federated_broadcast"]
     for title, steps in (

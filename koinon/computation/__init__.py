@@ -3,7 +3,7 @@
 from koinon.computation._annotations import annotate_clip, annotate_noise
 from koinon.computation._computation import Computation, PolymorphicComputation
 from koinon.computation._context import Backend, current_backend, set_default_backend, using_backend
-from koinon.computation._data import Cohort, PackedSequences
+from koinon.computation._data import ClientRows, Cohort, PackedSequences
 from koinon.computation._federated import federated_computation
 from koinon.computation._intrinsics import INTRINSICS, IntrinsicRow, Route
 from koinon.computation._local import jax_computation
@@ -36,6 +36,7 @@ __all__ = [
     "INTRINSICS",
     "Backend",
     "Batch",
+    "ClientRows",
     "Cohort",
     "Computation",
     "IntrinsicRow",

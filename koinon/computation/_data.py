@@ -6,7 +6,7 @@ the cohort of a round is two small vectors of integers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import CardinalityError
-from koinon.types import Type
+from koinon.types import StructType, Type, to_container
 
 
 class PackedSequences:
@@ -98,3 +98,43 @@ class Cohort:
 
     def __repr__(self) -> str:
         return f"Cohort({len(self)} of {self.packed.num_clients} clients, {int(self.lengths.sum())} examples)"
+
+
+class ClientRows:
+    """The values of some clients, stacked: what a computation takes for, and gives for, `{T}@CLIENTS`.
+
+    It is for state that clients keep between rounds: a call that is given rows also returns its results at the clients
+    as rows, and no work in Python grows with the number of clients.
+
+    Attributes:
+      type: the type of one client's value, made of tensors.
+      leaves: one array per leaf of `type`, in the order of its fields, with the leading dimension `[clients]` or more.
+      count: the number of clients.
+    """
+
+    def __init__(self, type_: Type, leaves: Sequence[Any], count: int) -> None:
+        self.type = type_
+        self.leaves = tuple(leaves)
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        """The value of one client, in the containers of the type."""
+        if not -self.count <= index < self.count:
+            raise IndexError(f"there are {self.count} clients, so no client {index}")
+        return build_value(self.type, iter([leaf[index % self.count] for leaf in self.leaves]))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(self.count))
+
+    def __repr__(self) -> str:
+        return f"ClientRows({self.type}, {self.count} clients)"
+
+
+def build_value(type_: Type, leaves: Iterator[Any]) -> Any:
+    """The value of a type made of tensors in its containers, from its leaves in the order of the type."""
+    if isinstance(type_, StructType):
+        return to_container(type_, [build_value(field, leaves) for _, field in type_.items()])
+    return next(leaves)

@@ -12,7 +12,7 @@ import numpy as np
 from koinon._errors import ArgumentError, CardinalityError, InvalidNonAllEqualValueError
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked
-from koinon.computation._data import Cohort
+from koinon.computation._data import ClientRows, Cohort
 from koinon.computation._flat import fields_at, from_user, leaf_types
 from koinon.computation._precision import check_precision
 from koinon.computation._sequence import PackedView, Sequence
@@ -242,10 +242,16 @@ def function_expression(type_: FunctionType, value: Any, path: str) -> ir.Expres
     return expression
 
 
-def clients_values(type_: FederatedType, value: Any, path: str) -> list[Any] | Cohort:
-    """The values of the clients: one for each, as the user gave them, or a cohort of a packed dataset."""
+def clients_values(type_: FederatedType, value: Any, path: str) -> list[Any] | Cohort | ClientRows:
+    """The values of the clients: one for each, as the user gave them, a cohort of a packed dataset, or stacked rows."""
     if isinstance(value, Cohort):
         check_cohort(type_, value, path)
+        return value
+    if isinstance(value, ClientRows):
+        which = f"The rows given as {path}" if path else "The rows"
+        type_.check_assignable_from(
+            FederatedType(value.type, CLIENTS), what=f"{which} do not have the declared type."
+        )
         return value
     if not isinstance(value, (list, tuple)) or hasattr(value, "_fields"):
         hint = None

@@ -16,13 +16,13 @@ class GeneratedClientData(StreamedClientData):
       >>> import numpy as np
       >>> def examples_of(client_id):
       ...     rng = np.random.default_rng([7, client_id])
-      ...     x = rng.normal(size=(rng.integers(1, 9), 3)).astype(np.float32)
+      ...     x = rng.normal(size=(1 + client_id % 5, 3)).astype(np.float32)
       ...     return {"x": x, "y": (x.sum(1) > 0).astype(np.int32)}
       >>> data = GeneratedClientData(1_000_000, examples_of)
       >>> data
       GeneratedClientData(<x=float32[3],y=int32>*, 1000000 clients)
       >>> data.cohort([3, 999_999])
-      Cohort(2 of 2 clients, 6 examples)
+      Cohort(2 of 2 clients, 9 examples)
     """
 
     def __init__(

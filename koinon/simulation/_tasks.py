@@ -177,7 +177,7 @@ def digits(seed: int = 0) -> Task:
     split = datasets.load_digits(num_clients=100, alpha=0.3, seed=0, num_test_clients=20)
     model = functional(
         _apply_mlp,
-        functools.partial(_initialize_mlp, sizes=(64, 128, 10)),
+        functools.partial(_initialize_mlp, sizes=(64, 200, 10)),
         example_spec=split.train.element_type,
         loss=cross_entropy,
         metrics={"accuracy": accuracy()},
@@ -189,7 +189,7 @@ def digits(seed: int = 0) -> Task:
         train=split.train,
         test=split.centralized_test,
         test_clients=split.test,
-        hyperparameters={"client_learning_rate": 0.3, "batch_size": 16, "epochs": 2, "server_learning_rate": 1.0},
+        hyperparameters={"client_learning_rate": 0.5, "batch_size": 16, "epochs": 2, "server_learning_rate": 1.0},
         rounds=200,
         clients_per_round=20,
         description="handwritten digits of scikit-learn, 100 clients by Dirichlet(0.3), a network with one hidden layer",

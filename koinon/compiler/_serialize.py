@@ -1,0 +1,187 @@
+"""Computations as bytes.
+
+The header of the frame (`_wire`) has five tables and the name of the computation; rows refer to each other by position:
+
+    types     [notation, containers]
+    programs  {convention, derivative, dimensions, module, platforms}
+    nodes     the expression, subexpressions first, the whole last; equal ones once:
+              ["reference", name, type]                    ["selection", source, index]
+              ["lambda", name, type, body]                 ["intrinsic", name, type]
+              ["call", function, argument]                 ["literal", type, blob]
+              ["block", [[name, value], ...], result]      ["placement", name]
+              ["struct", [[name, element], ...], container]    ["local", name, type, program]
+    blobs     StableHLO modules, and constants as little-endian numbers
+
+Nothing in it depends on where it was written: no path, no line number, no address. One computation has one text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from koinon._errors import SerializationError
+from koinon.compiler._export import export_program
+from koinon.compiler._program import Program
+from koinon.compiler._type_rows import type_row
+from koinon.compiler._wire import canonical_json, fingerprint_of, pack
+from koinon.computation import Computation
+from koinon.computation import _ir as ir
+from koinon.types import TensorType, Type, container_name
+
+MAX_DEPTH = 200
+"""How deep expressions may be nested: what reads them calls itself for each level."""
+
+MAX_NODES = 100_000
+"""How many expressions there may be, those that occur several times counted as often."""
+
+
+def serialize(computation: Computation) -> bytes:
+    """A computation as bytes that another process, machine or version can load, and that hold no Python code.
+
+    Programs of JAX are written as StableHLO for CPU, CUDA and TPU where they can be lowered for all three, with unknown
+    dimensions left open, and with their derivatives where they have one. The same computation gives the same bytes.
+    Containers come back if they are registered (`ko.types.register_container`), else as OrderedDicts and tuples.
+
+    Raises:
+      SerializationError: where a program cannot be written as StableHLO, such as one with a callback into Python.
+
+    >>> import jax.numpy as jnp, koinon as ko
+    >>> @ko.jax_computation(jnp.float32)
+    ... def double(x):
+    ...     return 2.0 * x
+    >>> data = ko.compiler.serialize(double)
+    >>> data == ko.compiler.serialize(double)
+    True
+    >>> float(ko.compiler.deserialize(data)(4.0))
+    8.0
+    """
+    writer = _Writer()
+    writer.write(computation.expression, 0)
+    header = {
+        "name": computation.name,
+        "nodes": writer.nodes.rows,
+        "programs": writer.programs.rows,
+        "types": writer.types.rows,
+    }
+    return pack(header, writer.blobs)
+
+
+def fingerprint(computation: Computation) -> str:
+    """The SHA-256 of a serialized computation in hexadecimal: equal for computations that are written alike.
+
+    >>> import jax.numpy as jnp, koinon as ko
+    >>> @ko.jax_computation(jnp.float32)
+    ... def double(x):
+    ...     return 2.0 * x
+    >>> len(ko.compiler.fingerprint(double))
+    64
+    """
+    return fingerprint_of(serialize(computation))
+
+
+class _Table:
+    """Rows, each once."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+        self._positions: dict[bytes, int] = {}
+
+    def position(self, row: Any) -> int:
+        """The position of a row, added where it is new."""
+        key = canonical_json(row)
+        if key not in self._positions:
+            self._positions[key] = len(self.rows)
+            self.rows.append(row)
+        return self._positions[key]
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.nodes = _Table()
+        self.types = _Table()
+        self.programs = _Table()
+        self.blobs: list[bytes] = []
+        self._blob_positions: dict[bytes, int] = {}
+        self._written: dict[int, int] = {}
+        self._type_positions: dict[Type, int] = {}
+        self._sizes: list[int] = []
+
+    def write(self, node: ir.Expression, depth: int) -> int:
+        """The position of an expression, written where it is new."""
+        known = self._written.get(id(node))
+        if known is not None:
+            return known
+        if depth >= MAX_DEPTH:
+            raise SerializationError(
+                "A computation is nested too deeply to be serialized.",
+                expected=f"at most {MAX_DEPTH} levels",
+                hint="bind intermediate results to names instead of nesting calls",
+            )
+        position = self.nodes.position(self._row(node, depth + 1))
+        self._written[id(node)] = position
+        return position
+
+    def _row(self, node: ir.Expression, depth: int) -> list[Any]:
+        match node:
+            case ir.Reference():
+                return ["reference", node.name, self._type(node.type)]
+            case ir.Lambda():
+                type_ = None if node.parameter_type is None else self._type(node.parameter_type)
+                return ["lambda", node.parameter_name, type_, self.write(node.body, depth)]
+            case ir.Call():
+                function = self.write(node.function, depth)
+                return ["call", function, None if node.argument is None else self.write(node.argument, depth)]
+            case ir.Block():
+                values = [[name, self.write(value, depth)] for name, value in node.locals]
+                return ["block", values, self.write(node.result, depth)]
+            case ir.Struct():
+                elements = [[name, self.write(element, depth)] for name, element in node.elements]
+                return ["struct", elements, container_name(node.container)]
+            case ir.Selection():
+                return ["selection", self.write(node.source, depth), node.index]
+            case ir.Intrinsic():
+                return ["intrinsic", node.name, self._type(node.type)]
+            case ir.Literal():
+                return ["literal", self._type(node.type), self._blob(literal_bytes(node))]
+            case ir.Placement():
+                return ["placement", str(node.literal)]
+            case ir.Local():
+                program = self._program(export_program(node.name, node.program, node.type))
+                return ["local", node.name, self._type(node.type), program]
+
+    def _type(self, type_: Type) -> int:
+        position = self._type_positions.get(type_)
+        if position is None:
+            position = self._type_positions[type_] = self.types.position(type_row(type_))
+        return position
+
+    def _program(self, program: Program) -> int:
+        derivative = program.derivative
+        unknown = [dim for aval in program.results for dim in aval.shape if not isinstance(dim, (int, np.integer))]
+        row = {
+            "convention": program.convention,
+            "derivative": None if derivative is None else self._blob(derivative.module),
+            "dimensions": [str(dim) for dim in unknown],
+            "module": self._blob(program.module),
+            "platforms": list(program.platforms),
+        }
+        return self.programs.position(row)
+
+    def _blob(self, data: bytes) -> int:
+        if data not in self._blob_positions:
+            self._blob_positions[data] = len(self.blobs)
+            self.blobs.append(data)
+        return self._blob_positions[data]
+
+
+def literal_bytes(node: ir.Literal) -> bytes:
+    """The numbers of a constant, little-endian, in row-major order; of typed PRNG keys their data."""
+    assert isinstance(node.type, TensorType)
+    value: Any = node.value
+    if jax.dtypes.issubdtype(node.type.dtype, jax.dtypes.extended):
+        value = jax.random.key_data(value)
+    array = np.ascontiguousarray(value)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
