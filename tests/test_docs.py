@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import io
 import itertools
 import pathlib
 import re
 import tokenize
+import types
 from typing import Any, NamedTuple
 
 import pytest
@@ -134,6 +136,37 @@ def test_links_between_pages_lead_somewhere() -> None:
     ]
 
     assert not missing
+
+
+def test_every_name_that_a_page_mentions_exists() -> None:
+    """What stands in backticks and begins with `ko.` or `koinon.` can be had by that name."""
+    mentioned = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"`(?:ko|koinon)((?:\.[A-Za-z]\w*)+)[^`]*`", page.read_text(encoding="utf-8"))
+    }
+    missing = sorted((page, name) for page, name in mentioned if not exists(name.removeprefix(".").split(".")))
+
+    assert len(mentioned) > 50
+    assert not missing
+
+
+def exists(path: list[str]) -> bool:
+    """Whether a name can be reached from `koinon`, by attributes and submodules."""
+    found: Any = koinon
+    for i, name in enumerate(path):
+        if not hasattr(found, name) and importlib.util.find_spec(f"koinon.{'.'.join(path[: i + 1])}") is None:
+            return False
+        found = getattr(found, name, None) or importlib.import_module(f"koinon.{'.'.join(path[: i + 1])}")
+    return True
+
+
+def test_every_namespace_has_a_page_of_reference() -> None:
+    """What `koinon` offers as a namespace is in the reference, or has a page of its own."""
+    namespaces = {name for name in koinon.__all__ if isinstance(getattr(koinon, name), types.ModuleType)}
+    pages = {page.stem for page in (ROOT / "docs" / "reference").glob("*.md")} | {"errors"}
+
+    assert namespaces <= pages
 
 
 def test_the_page_of_errors_is_up_to_date() -> None:

@@ -23,12 +23,14 @@ class Fold:
       add: the accumulator with the operands of one client, which is at an index of the cohort.
       merge: two accumulators as one, as if their clients had come one after the other.
       finish: the result, in koinon's own form, and a dictionary of error flags, from the accumulator.
+      addend: where the accumulator is a sum, what the operands of one client add to it.
     """
 
     zero: list[Any]
     add: Callable[[list[Any], Any, Any], list[Any]]
     merge: Callable[[list[Any], list[Any]], list[Any]]
     finish: Callable[[list[Any]], tuple[Any, dict[str, Any]]]
+    addend: Callable[[Any], list[Any]] | None = None
 
 
 def fold_of(step: Step, constants: Any) -> Fold:
@@ -72,6 +74,7 @@ def _sum(step: Step) -> Fold:
         add=lambda total, value, _: _sums(total, flatten(member, value)),
         merge=_sums,
         finish=lambda total: (unflatten(member, total), {}),
+        addend=lambda value: flatten(member, value),
     )
 
 
@@ -80,28 +83,31 @@ def _mean(step: Step) -> Fold:
     leaves = tensor_types(member)
     # Sums of many small numbers lose too much in half precision.
     wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
+    weight_dtypes = list(dict.fromkeys(wide))
     weighted = step.operator == "federated_weighted_mean"
 
-    def add(state: list[Any], operands: Any, _: Any) -> list[Any]:
+    def addend(operands: Any) -> list[Any]:
         value, weight = operands if weighted else (operands, jnp.float32(1.0))
         rows = flatten(member, value)
-        half = len(leaves)
-        totals = [
-            total + row.astype(dtype) * weight.astype(dtype)
-            for total, row, dtype in zip(state[:half], rows, wide, strict=True)
-        ]
-        return totals + [total + weight.astype(dtype) for total, dtype in zip(state[half:], wide, strict=True)]
+        weights = {dtype: weight.astype(dtype) for dtype in weight_dtypes}
+        return [*[row.astype(d) * weights[d] for row, d in zip(rows, wide, strict=True)], *weights.values()]
 
     def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
-        half = len(leaves)
+        weights = dict(zip(weight_dtypes, state[len(leaves) :], strict=True))
         means = [
-            (total / weight).astype(leaf.dtype)
-            for total, weight, leaf in zip(state[:half], state[half:], leaves, strict=True)
+            (total / weights[dtype]).astype(leaf.dtype)
+            for total, dtype, leaf in zip(state[: len(leaves)], wide, leaves, strict=True)
         ]
         return unflatten(member, means), {}
 
     zero = [jnp.zeros(leaf.shape, dtype) for leaf, dtype in zip(leaves, wide, strict=True)]
-    return Fold(zero + [jnp.zeros((), dtype) for dtype in wide], add, _sums, finish)
+    return Fold(
+        zero=[*zero, *[jnp.zeros((), dtype) for dtype in weight_dtypes]],
+        add=lambda state, operands, _: _sums(state, addend(operands)),
+        merge=_sums,
+        finish=finish,
+        addend=addend,
+    )
 
 
 def _extremum(step: Step, op: Callable[[Any, Any], Any], start: Callable[[Any], Any]) -> Fold:

@@ -75,7 +75,9 @@ def _cohort_sequences(cohort: Cohort) -> list[Sequence]:
 
 def has_rows(argument: Any) -> bool:
     """Whether clients' values came stacked, so that results at the clients leave that way."""
-    return any(isinstance(a, ClientRows) for a in (argument.arguments if isinstance(argument, Unpacked) else [argument]))
+    return any(
+        isinstance(a, ClientRows) for a in (argument.arguments if isinstance(argument, Unpacked) else [argument])
+    )
 
 
 def leave(type_: FederatedType, value: Any, *, as_rows: bool = False) -> Any:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from koinon._errors import NotCompilableError
 from koinon.backends._aggregate import Fold, fold_of
+from koinon.backends._packing import Packing
 from koinon.compiler import Plan, PlanValue, Step
 from koinon.compiler._steps import plan_values
 from koinon.computation import INTRINSICS
@@ -195,7 +196,7 @@ class Program:
           bound: the number of clients, where the loop must have a static one so that reverse mode can pass it.
 
         Returns:
-          The accumulators of the aggregations, and the rows.
+          The sums, the accumulators of the other aggregations, and the rows.
         """
         phase = self.plan.phases[number]
         folds = self._folds(number, state.scope)
@@ -213,42 +214,51 @@ class Program:
                     _bind(step.output, self._client_step(step, scope, index), scope)
             return {value_index: scope[value_index] for value_index in wanted}
 
+        sums = Sums([(step.operands, fold) for step, fold in folds if fold.addend is not None])
+        others = [(step, fold) for step, fold in folds if fold.addend is None]
+
+        def operands_of(operands: Any, values: dict[int, Any]) -> Any:
+            return self._resolve(operands, {**state.scope, **values})
+
         def accumulate(accumulators: list[Any], values: dict[int, Any], index: Any) -> list[Any]:
-            scope = {**state.scope, **values}
             return [
-                fold.add(accumulator, self._resolve(step.operands, scope), index)
-                for (step, fold), accumulator in zip(folds, accumulators, strict=True)
+                fold.add(accumulator, operands_of(step.operands, values), index)
+                for (step, fold), accumulator in zip(others, accumulators, strict=True)
             ]
 
         def rows_of(values: dict[int, Any]) -> list[list[Any]]:
             return [flatten(value.member, values[value.index]) for value in in_rows]
 
         def run_one(position: Any, carry: Any) -> Any:
-            accumulators, rows = carry
+            totals, accumulators, rows = carry
             index = segment.order[position]
             values = one_client(index)
-            return accumulate(accumulators, values, index), _put(rows, rows_of(values), index)
+            totals = [a + b for a, b in zip(totals, sums.addend(values, operands_of), strict=True)]
+            return totals, accumulate(accumulators, values, index), _put(rows, rows_of(values), index)
 
         def run_lanes(group: Any, carry: Any) -> Any:
-            accumulators, rows = carry
+            totals, accumulators, rows = carry
             first = segment.start + group * lanes
             positions = first + jnp.arange(lanes, dtype=jnp.int32)
             indices = segment.order[jnp.minimum(positions, segment.stop - 1)]
             values = jax.vmap(one_client)(indices)
+            runs = positions < segment.stop
+            addends = jax.vmap(lambda v: sums.addend(v, operands_of))(values)
+            totals = [total + _sum_where(runs, rows) for total, rows in zip(totals, addends, strict=True)]
             accumulators = jax.lax.fori_loop(
                 0,
                 jnp.minimum(lanes, segment.stop - first),
                 lambda lane, a: accumulate(a, jax.tree.map(lambda leaf: leaf[lane], values), indices[lane]),
                 accumulators,
-            )
+            ) if others else []
             # Rows of lanes without a client go nowhere.
-            places = jnp.where(positions < segment.stop, indices, capacity)
+            places = jnp.where(runs, indices, capacity)
             stacked = jax.vmap(rows_of)(values) if in_rows else []
-            return accumulators, jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), rows, stacked)
+            return totals, accumulators, jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), rows, stacked)
 
         shapes = jax.eval_shape(lambda: rows_of(one_client(jnp.int32(0)))) if in_rows else []
         rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-        initial = ([fold.zero for _, fold in folds], rows)
+        initial = (sums.zero, [fold.zero for _, fold in others], rows)
         if bound is not None:
             positions = jnp.arange(bound, dtype=jnp.int32)
             return jax.lax.scan(lambda carry, position: (run_one(position, carry), None), initial, positions)[0]
@@ -288,11 +298,14 @@ class Program:
         """Makes the aggregates of a phase from what each segment accumulated; rows come from a single segment."""
         phase = self.plan.phases[number]
         folds = self._folds(number, state.scope)
-        accumulators, rows = parts[0]
-        for others, _ in parts[1:]:
-            accumulators = [
-                fold.merge(a, b) for (_, fold), a, b in zip(folds, accumulators, others, strict=True)
-            ]
+        summed = [(step, fold) for step, fold in folds if fold.addend is not None]
+        others = [(step, fold) for step, fold in folds if fold.addend is None]
+        totals, accumulators, rows = parts[0]
+        for more_totals, more, _ in parts[1:]:
+            totals = [a + b for a, b in zip(totals, more_totals, strict=True)]
+            accumulators = [fold.merge(a, b) for (_, fold), a, b in zip(others, accumulators, more, strict=True)]
+        folds = summed + others
+        accumulators = Sums([(step.operands, fold) for step, fold in summed]).split(totals) + accumulators
         for (step, fold), accumulator in zip(folds, accumulators, strict=True):
             state.scope[step.output.index], raised = fold.finish(accumulator)
             for kind, flag in raised.items():
@@ -322,6 +335,39 @@ class Program:
         if isinstance(value, OperatorFunction):
             return self._evaluator.evaluate(value.node, {})
         return value
+
+
+class Sums:
+    """All aggregations of a phase that are sums, taken together.
+
+    Args:
+      folds: the operands of each, in the plan, and its fold.
+    """
+
+    def __init__(self, folds: list[tuple[Any, Fold]]) -> None:
+        self._folds = folds
+        zeros = [leaf for _, fold in folds for leaf in fold.zero]
+        self._packing = Packing(zeros)
+        self.zero = self._packing.pack(zeros)
+
+    def addend(self, values: dict[int, Any], operands_of: Callable[[Any, dict[int, Any]], Any]) -> list[Any]:
+        """What one client adds."""
+        addends: list[Any] = []
+        for operands, fold in self._folds:
+            assert fold.addend is not None
+            leaves = fold.addend(operands_of(operands, values))
+            addends.extend(leaf.astype(zero.dtype) for leaf, zero in zip(leaves, fold.zero, strict=True))
+        return self._packing.pack(addends)
+
+    def split(self, totals: list[Any]) -> list[list[Any]]:
+        """The accumulator of each aggregation."""
+        leaves = iter(self._packing.unpack(totals))
+        return [[next(leaves) for _ in fold.zero] for _, fold in self._folds]
+
+
+def _sum_where(mask: Any, rows: Any) -> Any:
+    """The sum of the rows where the mask is true; the others count as zero, whatever they hold."""
+    return jnp.where(mask.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0).sum(0, dtype=rows.dtype)
 
 
 def _refuse_placed(node: ir.Intrinsic, argument: Any) -> Any:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import ArgumentError
+from koinon.backends._pieces import run_in_pieces
 from koinon.backends._placed import AtClients, AtServer, SameAtClients, enter, has_rows, leave
 from koinon.backends._results import FunctionResult, leave_engine
 from koinon.backends._secure import check_modulus, check_secure_inputs, check_secure_total
@@ -97,7 +98,8 @@ class Interpreter:
                 "sequence_map": self._on_placed_sequence,
                 "sequence_reduce": self._on_placed_sequence,
                 "sequence_sum": self._on_placed_sequence,
-            }
+            },
+            run_in_pieces,
         )
 
     def call(self, type_: FunctionType, function: Callable[[Any], Any], value: Any) -> Any:

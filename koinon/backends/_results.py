@@ -10,7 +10,7 @@ import numpy as np
 
 from koinon.computation._arguments import match_arguments
 from koinon.computation._flat import to_user, unflatten
-from koinon.computation._sequence import PackedView
+from koinon.computation._views import PackedView
 from koinon.types import FederatedType, FunctionType, SequenceType, StructType, Type, to_container
 
 

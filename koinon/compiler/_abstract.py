@@ -110,7 +110,7 @@ class Interpreter(Generic[F]):
             return self.unflatten(type_.member, leaves)
         if isinstance(type_, StructType):
             fields, position = [], 0
-            for _, field in type_.items():
+            for field in type_:
                 width = len(leaf_types(field))
                 fields.append(self.unflatten(field, leaves[position : position + width]))
                 position += width
@@ -146,7 +146,8 @@ class Interpreter(Generic[F]):
     def _sequence_map(self, node: ir.Intrinsic, argument: Any) -> AbstractSequence:
         function, sequence = argument
         function_type, sequence_type = operand_types(node)
-        assert isinstance(function_type, FunctionType) and isinstance(sequence_type, SequenceType)
+        assert isinstance(function_type, FunctionType)
+        assert isinstance(sequence_type, SequenceType)
         *rows, offset, length = self.flatten(sequence_type, sequence)
         result = function(self.unflatten(sequence_type.element, rows))
         return AbstractSequence([*self.flatten(function_type.result, result), offset, length])
@@ -219,16 +220,13 @@ class Interpreter(Generic[F]):
     def _loop(self, body: ClosedJaxpr, constants: list[F], index: list[F], start: list[F], control: Any) -> list[F]:
         """The carry of a loop; what its body passes on as it is does not depend on how often it runs."""
         position = len(constants) + len(index)
-        kept = [
-            out is into for out, into in zip(body.jaxpr.outvars, body.jaxpr.invars[position:], strict=False)
-        ]
+        kept = [out is into for out, into in zip(body.jaxpr.outvars, body.jaxpr.invars[position:], strict=False)]
 
         def step(carry: list[F]) -> list[F]:
             values = self.program(body, [*constants, *index, *carry])
             end = control(carry)
             return [
-                value if same else self.domain.controlled(value, end)
-                for value, same in zip(values, kept, strict=True)
+                value if same else self.domain.controlled(value, end) for value, same in zip(values, kept, strict=True)
             ]
 
         return self.fixpoint(start, step)

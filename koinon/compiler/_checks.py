@@ -13,7 +13,7 @@ from koinon.computation import INTRINSICS, Computation, Route
 from koinon.computation import _ir as ir
 from koinon.computation._flat import leaf_types
 from koinon.computation._print import compact
-from koinon.types import FederatedType, PlacementLiteral, preorder_types
+from koinon.types import FederatedType, PlacementLiteral, StructType, preorder_types
 
 _MAX_TEXT = 200
 
@@ -149,7 +149,7 @@ def _aggregations(lowered: Plan) -> Iterator[Step]:
 def _value_type(step: Step) -> FederatedType:
     """The type of the clients' values that an aggregation takes."""
     parameter = step.node.type.parameter
-    value = parameter if isinstance(parameter, FederatedType) else next(iter(parameter or ()))
+    value = parameter[0] if isinstance(parameter, StructType) else parameter
     assert isinstance(value, FederatedType)
     return value
 
@@ -269,4 +269,3 @@ def check_contains_no_unbound_references(computation: Computation) -> None:
 def _text(node: ir.Expression) -> str:
     text = compact(node)
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
-

@@ -11,8 +11,8 @@ from koinon.compiler._flows import (
     NOTHING,
     AggregationLeaf,
     ArgumentLeaf,
-    Flows,
     FlowDomain,
+    Flows,
     Marks,
     join_flows,
     weaker_marks,
@@ -214,7 +214,8 @@ class _Analysis:
     def _fold(self, step: Step, number: int, operands: Any) -> Any:
         value, zero, accumulate, _, report = operands
         _, _, accumulate_type, _, _ = operand_types(step.node)  # pyright: ignore[reportArgumentType]
-        assert isinstance(accumulate_type, FunctionType) and isinstance(accumulate_type.parameter, StructType)
+        assert isinstance(accumulate_type, FunctionType)
+        assert isinstance(accumulate_type.parameter, StructType)
         type_: Type = accumulate_type.parameter[0]
 
         def add(carry: Sequence[Flows]) -> list[Flows]:
@@ -271,4 +272,3 @@ def arriving_marks(arrival: Arrival) -> Marks:
     if weakest is None:
         return Marks()
     return weakest.without_bound(arrival.step.operator) if arrival.route is Route.REVEALING else weakest
-

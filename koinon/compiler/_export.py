@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax import export
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
@@ -129,9 +128,3 @@ def _derivative(
     except Exception:  # whatever the reason, the program itself is none the worse
         return None
     return Program(module, platforms, convention, takes, gives, rows)
-
-
-def symbols_of(arguments: Sequence[jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """The dimension variables of some arguments by their names."""
-    dims = [dim for argument in arguments for dim in argument.shape if not isinstance(dim, (int, np.integer))]
-    return {str(dim): dim for dim in dims}

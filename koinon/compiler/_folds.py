@@ -144,10 +144,11 @@ def _keeps_all(eqn: Any) -> bool:
 
 
 def leaf_folds(step: Step) -> list[LeafFold]:
-    """What each leaf of the accumulator of a `federated_aggregate` keeps; its functions must be able to run on facts."""
+    """What each leaf of the accumulator of a `federated_aggregate` keeps."""
     _, _, accumulate_type, _, _ = operand_types(step.node)  # pyright: ignore[reportArgumentType]
     _, _, accumulate, merge, _ = step.operands
-    assert isinstance(accumulate_type, FunctionType) and isinstance(accumulate_type.parameter, StructType)
+    assert isinstance(accumulate_type, FunctionType)
+    assert isinstance(accumulate_type.parameter, StructType)
     accumulator, member = accumulate_type.parameter[0], accumulate_type.parameter[1]
     interpreter = Interpreter(_FoldDomain())
     width = len(leaf_types(accumulator))

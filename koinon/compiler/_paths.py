@@ -6,8 +6,17 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from koinon.types import CLIENTS, SERVER, FederatedType, MappingContainer, PlacementLiteral, SequenceType
-from koinon.types import StructType, TensorType, Type
+from koinon.types import (
+    CLIENTS,
+    SERVER,
+    FederatedType,
+    MappingContainer,
+    PlacementLiteral,
+    SequenceType,
+    StructType,
+    TensorType,
+    Type,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ aggregations on the longest way to it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from koinon._errors import NotCompilableError
@@ -80,7 +80,7 @@ class _Recorder:
             raise NotCompilableError(
                 f"The computation `{computation.name}` returns a function, which has no plan.", found=type_
             )
-        steps = _needed(self.steps, result)
+        steps = needed_steps(self.steps, result)
         last = max([step.phase for step in steps] + [value.phase for value in plan_values(result)], default=0)
         phases = tuple([_phase(steps, number) for number in range(last + 1)])
         return Plan(computation.name, type_, parameter, phases, result)
@@ -118,8 +118,8 @@ class _Recorder:
         return output
 
 
-def _needed(steps: list[Step], result: Any) -> list[Step]:
-    """The steps that the result depends on."""
+def needed_steps(steps: Sequence[Step], result: Any) -> list[Step]:
+    """The steps that a result depends on, in their order."""
     wanted = {value.index for value in plan_values(result)}
     kept = []
     for step in reversed(steps):

@@ -76,7 +76,7 @@ class Program:
 
 def inexact(avals: Sequence[Any]) -> list[int]:
     """The positions of the arrays that have derivatives."""
-    return [i for i, aval in enumerate(avals) if jax.dtypes.issubdtype(aval.dtype, np.inexact)]
+    return [i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, np.inexact)]
 
 
 def program_of(closed: ClosedJaxpr) -> Program | None:
@@ -106,7 +106,9 @@ def _run(*arguments: Any, program: Program) -> list[Any]:
     # A sequence without room is given room for one row, which nobody reads: XLA refuses to compile a loop whose body,
     # though it never runs, reads a row of a buffer that has none.
     held = [
-        jnp.empty((1, *argument.shape[1:]), argument.dtype) if i in program.rows and argument.shape[0] == 0 else argument
+        jnp.empty((1, *argument.shape[1:]), argument.dtype)
+        if i in program.rows and argument.shape[0] == 0
+        else argument
         for i, argument in enumerate(arguments)
     ]
     operands = held
@@ -211,13 +213,12 @@ def _lower(ctx: Any, *operands: Any, program: Program) -> list[Any]:
     context.shape_poly_state.uses_dim_vars = True
     with context.module.context:
         module = parse_module(program.module)
-        signature = ir.SymbolTable(module.operation)["main"].type
+        signature: Any = ir.SymbolTable(module.operation)["main"]
+        signature = signature.type
         name = mlir.merge_mlir_modules(context.module, "stablehlo_program", module, dst_symtab=context.symbol_table)
         given = [_converted(operand, type_) for operand, type_ in zip(operands, signature.inputs, strict=True)]
         call = func.CallOp(signature.results, ir.FlatSymbolRefAttr.get(name), given)
-        return [
-            _converted(result, tensor_type(aval)) for result, aval in zip(call.results, ctx.avals_out, strict=True)
-        ]
+        return [_converted(result, tensor_type(aval)) for result, aval in zip(call.results, ctx.avals_out, strict=True)]
 
 
 def _converted(value: Any, type_: Any) -> Any:

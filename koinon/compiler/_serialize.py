@@ -19,23 +19,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import numpy as np
-
 from koinon._errors import SerializationError
+from koinon.compiler._constants import constant_bytes
 from koinon.compiler._export import export_program
-from koinon.compiler._program import Program
+from koinon.compiler._node_rows import MAX_DEPTH, Measure
+from koinon.compiler._program_rows import program_row
 from koinon.compiler._type_rows import type_row
 from koinon.compiler._wire import canonical_json, fingerprint_of, pack
 from koinon.computation import Computation
 from koinon.computation import _ir as ir
-from koinon.types import TensorType, Type, container_name
-
-MAX_DEPTH = 200
-"""How deep expressions may be nested: what reads them calls itself for each level."""
-
-MAX_NODES = 100_000
-"""How many expressions there may be, those that occur several times counted as often."""
+from koinon.types import Type, container_name
 
 
 def serialize(computation: Computation) -> bytes:
@@ -46,7 +39,8 @@ def serialize(computation: Computation) -> bytes:
     Containers come back if they are registered (`ko.types.register_container`), else as OrderedDicts and tuples.
 
     Raises:
-      SerializationError: where a program cannot be written as StableHLO, such as one with a callback into Python.
+      SerializationError: where a program cannot be written as StableHLO, such as one with a callback into Python, or
+        the computation is nested too deeply.
 
     >>> import jax.numpy as jnp, koinon as ko
     >>> @ko.jax_computation(jnp.float32)
@@ -60,6 +54,9 @@ def serialize(computation: Computation) -> bytes:
     """
     writer = _Writer()
     writer.write(computation.expression, 0)
+    measure = Measure()
+    for row in writer.nodes.rows:
+        measure.add(row)
     header = {
         "name": computation.name,
         "nodes": writer.nodes.rows,
@@ -107,7 +104,6 @@ class _Writer:
         self._blob_positions: dict[bytes, int] = {}
         self._written: dict[int, int] = {}
         self._type_positions: dict[Type, int] = {}
-        self._sizes: list[int] = []
 
     def write(self, node: ir.Expression, depth: int) -> int:
         """The position of an expression, written where it is new."""
@@ -115,11 +111,7 @@ class _Writer:
         if known is not None:
             return known
         if depth >= MAX_DEPTH:
-            raise SerializationError(
-                "A computation is nested too deeply to be serialized.",
-                expected=f"at most {MAX_DEPTH} levels",
-                hint="bind intermediate results to names instead of nesting calls",
-            )
+            raise SerializationError("A computation is nested too deeply.", expected=f"at most {MAX_DEPTH} levels")
         position = self.nodes.position(self._row(node, depth + 1))
         self._written[id(node)] = position
         return position
@@ -145,12 +137,12 @@ class _Writer:
             case ir.Intrinsic():
                 return ["intrinsic", node.name, self._type(node.type)]
             case ir.Literal():
-                return ["literal", self._type(node.type), self._blob(literal_bytes(node))]
+                return ["literal", self._type(node.type), self._blob(constant_bytes(node.value))]
             case ir.Placement():
                 return ["placement", str(node.literal)]
             case ir.Local():
-                program = self._program(export_program(node.name, node.program, node.type))
-                return ["local", node.name, self._type(node.type), program]
+                program = program_row(export_program(node.name, node.program, node.type), self._blob)
+                return ["local", node.name, self._type(node.type), self.programs.position(program)]
 
     def _type(self, type_: Type) -> int:
         position = self._type_positions.get(type_)
@@ -158,30 +150,8 @@ class _Writer:
             position = self._type_positions[type_] = self.types.position(type_row(type_))
         return position
 
-    def _program(self, program: Program) -> int:
-        derivative = program.derivative
-        unknown = [dim for aval in program.results for dim in aval.shape if not isinstance(dim, (int, np.integer))]
-        row = {
-            "convention": program.convention,
-            "derivative": None if derivative is None else self._blob(derivative.module),
-            "dimensions": [str(dim) for dim in unknown],
-            "module": self._blob(program.module),
-            "platforms": list(program.platforms),
-        }
-        return self.programs.position(row)
-
     def _blob(self, data: bytes) -> int:
         if data not in self._blob_positions:
             self._blob_positions[data] = len(self.blobs)
             self.blobs.append(data)
         return self._blob_positions[data]
-
-
-def literal_bytes(node: ir.Literal) -> bytes:
-    """The numbers of a constant, little-endian, in row-major order; of typed PRNG keys their data."""
-    assert isinstance(node.type, TensorType)
-    value: Any = node.value
-    if jax.dtypes.issubdtype(node.type.dtype, jax.dtypes.extended):
-        value = jax.random.key_data(value)
-    array = np.ascontiguousarray(value)
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import mlir as portable
 from jax.extend.mlir import ir, passmanager
@@ -52,9 +53,7 @@ def operations(op: Any) -> Iterator[Any]:
     while pending:
         current = pending.pop()
         yield current
-        pending.extend(
-            inner.operation for region in current.regions for block in region for inner in block.operations
-        )
+        pending.extend(inner.operation for region in current.regions for block in region for inner in block.operations)
 
 
 def parse_module(data: bytes) -> Any:
@@ -90,7 +89,9 @@ def canonical_module(data: bytes) -> bytes:
             del module.operation.attributes[name]
         passmanager.PassManager.parse("builtin.module(strip-debuginfo,symbol-dce)").run(module.operation)
         # What consumers of the last four weeks can read, as JAX itself has it.
-        version = stablehlo.get_version_from_compatibility_requirement(stablehlo.StablehloCompatibilityRequirement.WEEK_4)
+        version = stablehlo.get_version_from_compatibility_requirement(
+            stablehlo.StablehloCompatibilityRequirement.WEEK_4
+        )
         return portable.serialize_portable_artifact(module, version)
 
 
@@ -172,7 +173,7 @@ def _check_acyclic(calls: dict[str, set[str]]) -> None:
 
 def physical(aval: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """The array that holds an array: for typed PRNG keys, the words of their data."""
-    if not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    if not jnp.issubdtype(aval.dtype, jax.dtypes.extended):
         return aval
     return jax.eval_shape(jax.random.key_data, aval)
 

@@ -7,16 +7,20 @@ from typing import Any
 
 from koinon._errors import KoinonError
 from koinon.compiler._wire import refuse
+from koinon.computation import Batch
 from koinon.types import (
     AbstractType,
     StructType,
     Type,
     container_name,
     parse,
+    register_container,
     registered_container,
     transform_type_postorder,
     type_contains,
 )
+
+register_container("koinon.Batch", Batch)
 
 MAX_COMMAS = 100_000
 """A type has no more dimensions and fields than this, and so is read or refused in bounded time and space."""

@@ -97,7 +97,9 @@ def _check_frame(view: memoryview) -> int:
     _, version, header_size, total = _PREFIX.unpack_from(view)
     if total != len(view):
         what = "is truncated" if len(view) < total else "has bytes after its end"
-        refuse(f"The computation {what}.", at=min(len(view), total), expected=f"{total} bytes", found=f"{len(view)} bytes")
+        refuse(
+            f"The computation {what}.", at=min(len(view), total), expected=f"{total} bytes", found=f"{len(view)} bytes"
+        )
     if hashlib.sha256(view[:-_DIGEST]).digest() != bytes(view[-_DIGEST:]):
         refuse("The computation is damaged: its digest does not match.", at=len(view) - _DIGEST)
     if version != VERSION:

@@ -29,8 +29,9 @@ from koinon.computation._operators import (
     sequence_reduce,
     sequence_sum,
 )
-from koinon.computation._sequence import Batch, Sequence
+from koinon.computation._sequence import Sequence
 from koinon.computation._value import Value, to_value
+from koinon.computation._views import Batch
 
 __all__ = [
     "INTRINSICS",

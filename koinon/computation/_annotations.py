@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -96,7 +97,7 @@ def annotate_noise(
 
 
 def _number_or_none(value: Any, what: str) -> float | None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return None
     number = float(value)
     if not number >= 0.0:

@@ -66,6 +66,12 @@ def tracing() -> bool:
     return _builder.get() is not None
 
 
+def traced_function() -> object:
+    """What identifies the outermost function that is being traced; None where none is."""
+    builder = _builder.get()
+    return None if builder is None else builder._names
+
+
 def current_builder(operator: str) -> Builder:
     """The builder in use, for an operator that has a meaning only while a computation is traced."""
     builder = _builder.get()

@@ -28,9 +28,7 @@ class PackedSequences:
       lengths: int32 `[clients]`, the number of each client's examples.
     """
 
-    def __init__(
-        self, element_type: Type, buffers: Sequence[Any], offsets: np.ndarray, lengths: np.ndarray
-    ) -> None:
+    def __init__(self, element_type: Type, buffers: Sequence[Any], offsets: np.ndarray, lengths: np.ndarray) -> None:
         self.element_type = element_type
         self.buffers = tuple(buffers)
         self.offsets = np.asarray(offsets, np.int32)

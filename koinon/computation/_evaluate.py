@@ -140,7 +140,9 @@ def sequence_sum(intrinsic: ir.Intrinsic, argument: Any) -> Any:
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tensor_types(result_type))
 
     def step(leaves: Any, element: Any) -> Any:
-        return [a + b for a, b in zip(leaves, flatten(result_type, own_form(argument.element_type, element)), strict=True)]
+        return [
+            a + b for a, b in zip(leaves, flatten(result_type, own_form(argument.element_type, element)), strict=True)
+        ]
 
     return unflatten(result_type, argument.reduce(zeros, step))
 
@@ -171,4 +173,6 @@ def tensor_types(type_: Type) -> list[jax.ShapeDtypeStruct]:
         return [jax.ShapeDtypeStruct(type_.shape, type_.dtype)]  # pyright: ignore[reportArgumentType]
     if isinstance(type_, StructType):
         return [leaf for _, field in type_.items() for leaf in tensor_types(field)]
-    raise TypeError(f"{type_} is not made of tensors" if not isinstance(type_, SequenceType) else f"{type_} is a sequence")
+    raise TypeError(
+        f"{type_} is not made of tensors" if not isinstance(type_, SequenceType) else f"{type_} is a sequence"
+    )

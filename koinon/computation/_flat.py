@@ -11,7 +11,8 @@ from collections.abc import Sequence as Seq
 from typing import Any
 
 from koinon._errors import ArgumentError
-from koinon.computation._sequence import PackedView, Sequence
+from koinon.computation._sequence import Sequence
+from koinon.computation._views import PackedView
 from koinon.types import (
     FederatedType,
     SequenceType,

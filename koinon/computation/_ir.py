@@ -144,9 +144,7 @@ class Local:
     made_in: str | None = None
 
 
-Expression = (
-    Reference | Lambda | Call | Block | Struct | Selection | Intrinsic | Literal | Placement | Local
-)
+Expression = Reference | Lambda | Call | Block | Struct | Selection | Intrinsic | Literal | Placement | Local
 
 
 def children(node: Expression) -> Iterator[Expression]:

@@ -70,7 +70,7 @@ def _placed(obj: Any, operator: str) -> ir.Expression:
 def _as_function(fn: Any, argument_type: Type | None, what: str) -> ir.Expression:
     """The expression of an operand that is a function: a computation, or Python code traced for an argument type."""
     if isinstance(fn, (Computation, Value)):
-        return fn.expression
+        return to_value(fn).expression
     if not callable(fn):
         raise OperandError(
             f"The {what} must be a function.",

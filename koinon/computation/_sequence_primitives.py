@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
 
 from koinon._errors import KoinonTypeError, UnboundedLoopError
 
@@ -125,7 +126,12 @@ def reduce(length: Any, init: Any, step: Callable[[Any, Any], Any]) -> Any:
 
 def with_constants_as_inputs(jaxpr: Jaxpr) -> ClosedJaxpr:
     """The jaxpr with its constants as its first inputs."""
-    return ClosedJaxpr(jaxpr.replace(constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=jaxpr.debug_info.with_unknown_names()), [])
+    return ClosedJaxpr(
+        jaxpr.replace(
+            constvars=[], invars=[*jaxpr.constvars, *jaxpr.invars], debug_info=jaxpr.debug_info.with_unknown_names()
+        ),
+        [],
+    )
 
 
 def _strongly_typed(leaf: Any) -> Any:
@@ -202,17 +208,20 @@ def _batch_reduce(args: Any, dims: Any, *, jaxpr: ClosedJaxpr, num_consts: int, 
     size = next(arg.shape[dim] for arg, dim in zip(args, dims, strict=True) if dim is not None)
     length, consts, carry = args[0], args[1 : 1 + num_consts], args[1 + num_consts :]
     const_dims, carry_dims = tuple(dims[1 : 1 + num_consts]), dims[1 + num_consts :]
-    carry = tuple(
-        [
-            jnp.broadcast_to(leaf, (size, *leaf.shape)) if dim is None else jnp.moveaxis(leaf, dim, 0)
-            for leaf, dim in zip(carry, carry_dims, strict=True)
-        ]
-    )
     step = jaxpr_as_fun(jaxpr)
-    steps = jax.vmap(lambda c, i, v: tuple(step(*c, i, *v)), in_axes=(const_dims, None, 0), axis_size=size)
+    axes: list[int | None] = [0] * len(carry)
+    if dims[0] is None:
+        axes = _carry_axes(step, consts, carry, const_dims, carry_dims, size)
+    carry = tuple([_to_axis(leaf, dim, axis, size) for leaf, dim, axis in zip(carry, carry_dims, axes, strict=True)])
+    steps = jax.vmap(
+        lambda c, i, v: tuple(step(*c, i, *v)),
+        in_axes=(const_dims, None, tuple(axes)),
+        out_axes=tuple(axes),
+        axis_size=size,
+    )
     if dims[0] is None:
         carry = jax.lax.fori_loop(0, length, lambda i, v: steps(consts, i, v), carry)
-        return list(carry), [0] * len(carry)
+        return list(carry), axes
 
     def late_step(index: Any, values: Any) -> Any:
         active = index < length
@@ -229,6 +238,60 @@ def _batch_reduce(args: Any, dims: Any, *, jaxpr: ClosedJaxpr, num_consts: int, 
     return list(carry), [0] * len(carry)
 
 
+def _to_axis(leaf: Any, dim: int | None, axis: int | None, size: int) -> Any:
+    if axis is None:
+        return leaf
+    return jnp.broadcast_to(leaf, (size, *leaf.shape)) if dim is None else jnp.moveaxis(leaf, dim, 0)
+
+
+def _carry_axes(
+    step: Callable[..., Any], consts: Any, carry: Any, const_dims: Any, carry_dims: Any, size: int
+) -> list[int | None]:
+    """0 for each leaf of the carry that is not the same in all folds, None for the others.
+
+    Those are the leaves that start so, and those that a step makes of such leaves: `jax.jacfwd` relies on it that the
+    primal part of a fold does not differ along the axis of its tangents.
+    """
+    axes = [None if dim is None else 0 for dim in carry_dims]
+    avals = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in (*consts, *carry)]
+    moved = [
+        aval if dim is None else jax.ShapeDtypeStruct((size, *aval.shape[:dim], *aval.shape[dim + 1 :]), aval.dtype)
+        for aval, dim in zip(avals, (*const_dims, *carry_dims), strict=True)
+    ]
+    const_axes = [None if dim is None else 0 for dim in const_dims]
+    while True:
+        starts = [
+            jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype) if dim is None and axis == 0 else leaf
+            for leaf, dim, axis in zip(moved[len(consts) :], carry_dims, axes, strict=True)
+        ]
+        differ = _outputs_that_differ(step, moved[: len(consts)], starts, const_axes, axes, size)
+        grown = [0 if axis == 0 or different else None for axis, different in zip(axes, differ, strict=True)]
+        if grown == axes:
+            return axes
+        axes = grown
+
+
+def _outputs_that_differ(
+    step: Callable[..., Any], consts: Any, carry: Any, const_axes: Any, axes: Any, size: int
+) -> list[bool]:
+    differ = [False] * len(carry)
+
+    @jax.custom_batching.custom_vmap
+    def probe(*outputs: Any) -> Any:
+        return outputs
+
+    @probe.def_vmap
+    def _(axis_size: int, in_batched: Any, *outputs: Any) -> Any:
+        differ[:] = in_batched
+        return outputs, tuple(in_batched)
+
+    def probed(consts: Any, carry: Any) -> Any:
+        return probe(*step(*consts, jnp.int32(0), *carry))
+
+    jax.eval_shape(jax.vmap(probed, in_axes=(const_axes, axes), axis_size=size), consts, carry)
+    return differ
+
+
 def _jvp_reduce(primals: Any, tangents: Any, *, jaxpr: ClosedJaxpr, num_consts: int, bound: int | None) -> Any:
     length = primals[0]
     tangents = [ad.instantiate_zeros(tangent) for tangent in tangents]
@@ -241,14 +304,12 @@ def _jvp_reduce(primals: Any, tangents: Any, *, jaxpr: ClosedJaxpr, num_consts: 
 
     def jvp_step(index: Any, state: Any) -> Any:
         values, d_values = state
-        return jax.jvp(
-            lambda c, v: tuple(step(*c, index, *v)), (consts, values), (tuple(d_consts), d_values)
-        )
+        return jax.jvp(lambda c, v: tuple(step(*c, index, *v)), (consts, values), (tuple(d_consts), d_values))
 
     return reduce(length, (tuple(carry), tuple(d_carry)), jvp_step)
 
 
-def _transpose_reduce(*_: Any, **__: Any) -> Any:
+def _refuse_reverse_mode(*_: Any, **__: Any) -> Any:
     raise UnboundedLoopError(
         "Reverse-mode differentiation cannot pass a fold over a sequence whose length has no static bound.",
         hint="differentiate through the local backend, which bounds the fold by the cohort's longest client, "
@@ -258,4 +319,6 @@ def _transpose_reduce(*_: Any, **__: Any) -> Any:
 
 batching.primitive_batchers[reduce_p] = _batch_reduce
 ad.primitive_jvps[reduce_p] = _jvp_reduce
-ad.primitive_transposes[reduce_p] = _transpose_reduce
+# Reverse mode evaluates what it knows and saves the rest for later; it is there that it meets a tangent in a fold.
+pe.custom_partial_eval_rules[reduce_p] = _refuse_reverse_mode
+ad.primitive_transposes[reduce_p] = _refuse_reverse_mode

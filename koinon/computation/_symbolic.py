@@ -123,5 +123,3 @@ class _Specializer:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*[self.value(item) for item in value])
         return value
-
-

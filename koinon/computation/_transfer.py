@@ -15,8 +15,9 @@ from koinon.computation._arguments import Unpacked
 from koinon.computation._data import ClientRows, Cohort
 from koinon.computation._flat import fields_at, from_user, leaf_types
 from koinon.computation._precision import check_precision
-from koinon.computation._sequence import PackedView, Sequence
+from koinon.computation._sequence import Sequence
 from koinon.computation._value import specialized
+from koinon.computation._views import PackedView
 from koinon.types import (
     CLIENTS,
     FederatedType,
@@ -249,9 +250,7 @@ def clients_values(type_: FederatedType, value: Any, path: str) -> list[Any] | C
         return value
     if isinstance(value, ClientRows):
         which = f"The rows given as {path}" if path else "The rows"
-        type_.check_assignable_from(
-            FederatedType(value.type, CLIENTS), what=f"{which} do not have the declared type."
-        )
+        type_.check_assignable_from(FederatedType(value.type, CLIENTS), what=f"{which} do not have the declared type.")
         return value
     if not isinstance(value, (list, tuple)) or hasattr(value, "_fields"):
         hint = None

@@ -18,7 +18,7 @@ from koinon._errors import (
 )
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked, match_arguments
-from koinon.computation._builder import current_builder, user_location
+from koinon.computation._builder import current_builder, traced_function, user_location
 from koinon.computation._precision import check_precision
 from koinon.types import (
     CLIENTS,
@@ -39,11 +39,12 @@ class Value:
     computed is a `jax_computation`, applied by `federated_map`.
     """
 
-    __slots__ = ("_expression",)
+    __slots__ = ("_expression", "_traced_function")
     __hash__ = object.__hash__
 
     def __init__(self, expression: ir.Expression) -> None:
         self._expression = expression
+        self._traced_function = traced_function()
 
     @property
     def type_signature(self) -> Type:
@@ -201,6 +202,13 @@ def to_value(obj: Any) -> Value:
       UnsupportedTypeError: where a constant has a dtype that JAX, as it is configured, would narrow.
     """
     if isinstance(obj, Value):
+        if obj._traced_function is not traced_function():
+            raise TracingError(
+                "A traced value is used outside the computation that it belongs to.",
+                found=obj,
+                made_in=user_location(),
+                hint="return it from the function that is traced, and use the result",
+            )
         return obj
     expression = getattr(obj, "expression", None)
     if isinstance(expression, ir.Expression):

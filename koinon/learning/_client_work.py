@@ -25,7 +25,15 @@ from koinon.templates._checks import (
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._measured import MeasuredProcess, MeasuredProcessOutput
 from koinon.templates._signature import arguments_of, output_of
-from koinon.types import CLIENTS, SERVER, StructType, Type, is_structure_of_sequences, strip_placement
+from koinon.types import (
+    CLIENTS,
+    SERVER,
+    StructType,
+    Type,
+    is_structure_of_sequences,
+    register_container,
+    strip_placement,
+)
 
 
 class ClientResult(NamedTuple):
@@ -54,6 +62,10 @@ class ClientStateWorkOutput(NamedTuple):
     client_state: Any
     result: Any
     measurements: Any
+
+
+register_container("koinon.ClientResult", ClientResult)
+register_container("koinon.ClientStateWorkOutput", ClientStateWorkOutput)
 
 
 class ClientWorkProcess(MeasuredProcess):

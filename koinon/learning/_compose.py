@@ -14,7 +14,16 @@ from koinon.learning._process import ClientStateLearningOutput, LearningProcess,
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._checks import check_computation, mismatch
 from koinon.templates._signature import arguments_of, output_of
-from koinon.types import SERVER, FederatedType, StructType, Type, at_clients, at_server, strip_placement
+from koinon.types import (
+    SERVER,
+    FederatedType,
+    StructType,
+    Type,
+    at_clients,
+    at_server,
+    register_container,
+    strip_placement,
+)
 
 
 class LearningAlgorithmState(NamedTuple):
@@ -33,6 +42,9 @@ class LearningAlgorithmState(NamedTuple):
     client_work: Any
     aggregator: Any
     finalizer: Any
+
+
+register_container("koinon.LearningAlgorithmState", LearningAlgorithmState)
 
 
 def compose_learning_process(

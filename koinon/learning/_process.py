@@ -19,7 +19,15 @@ from koinon.learning._hparams import hparams_computations
 from koinon.templates._checks import check_argument_count, check_computation, check_placement, mismatch
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._signature import arguments_of, output_of
-from koinon.types import CLIENTS, SERVER, StructType, Type, is_structure_of_sequences, strip_placement
+from koinon.types import (
+    CLIENTS,
+    SERVER,
+    StructType,
+    Type,
+    is_structure_of_sequences,
+    register_container,
+    strip_placement,
+)
 
 
 class LearningProcessOutput(NamedTuple):
@@ -46,6 +54,10 @@ class ClientStateLearningOutput(NamedTuple):
     state: Any
     client_state: Any
     metrics: Any
+
+
+register_container("koinon.LearningProcessOutput", LearningProcessOutput)
+register_container("koinon.ClientStateLearningOutput", ClientStateLearningOutput)
 
 
 class LearningProcess(IterativeProcess):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from koinon.types import register_container
+
 
 class ModelWeights(NamedTuple):
     """The weights of a model: what optimizers step, and the rest.
@@ -15,3 +17,6 @@ class ModelWeights(NamedTuple):
 
     trainable: Any
     non_trainable: Any
+
+
+register_container("koinon.ModelWeights", ModelWeights)

@@ -23,18 +23,45 @@ from koinon.program._release import (
     PeriodicReleaseManager,
     ReleaseManager,
 )
+from koinon.program._data_source import (
+    Capability,
+    DatasetDataSource,
+    DatasetDataSourceIterator,
+    FederatedDataSource,
+    FederatedDataSourceIterator,
+)
+from koinon.program._federated_context import (
+    FederatedContext,
+    NativeFederatedContext,
+    NativeValueReference,
+    check_in_federated_context,
+    contains_only_server_placed_data,
+)
+from koinon.program._references import MaterializableValueReference, materialize_value
+from koinon.program._trackers import MLflowReleaseManager, TensorBoardReleaseManager, WandbReleaseManager
+
 
 __all__ = [
     "CSVFileReleaseManager",
     "CSVKeyFieldnameNotFoundError",
     "CSVSaveMode",
+    "Capability",
+    "DatasetDataSource",
+    "DatasetDataSourceIterator",
     "DelayedReleaseManager",
+    "FederatedContext",
+    "FederatedDataSource",
+    "FederatedDataSourceIterator",
     "FileProgramStateManager",
     "FilteringReleaseManager",
     "GroupingReleaseManager",
     "JSONLinesReleaseManager",
     "LoggingReleaseManager",
+    "MLflowReleaseManager",
+    "MaterializableValueReference",
     "MemoryReleaseManager",
+    "NativeFederatedContext",
+    "NativeValueReference",
     "NotFilterableError",
     "PeriodicReleaseManager",
     "ProgramStateCorruptedError",
@@ -45,7 +72,12 @@ __all__ = [
     "ProgramStateStructureError",
     "ProgramStateWriteError",
     "ReleaseManager",
+    "TensorBoardReleaseManager",
+    "WandbReleaseManager",
+    "check_in_federated_context",
+    "contains_only_server_placed_data",
     "load_pytree",
+    "materialize_value",
     "pytree_from_bytes",
     "pytree_to_bytes",
     "save_pytree",

@@ -1,7 +1,9 @@
 """Simulations: federated datasets, ways to make them of centralized ones, and ways to choose a round's clients."""
 
-from koinon.simulation import datasets, tasks
+from koinon.simulation import datasets, system, tasks
 from koinon.simulation._client_data import ClientData, FederatedDataset
+from koinon.simulation._files import FilePerUserClientData
+from koinon.simulation._generated import GeneratedClientData
 from koinon.simulation._partition import (
     by_key,
     by_label,
@@ -13,7 +15,15 @@ from koinon.simulation._partition import (
     linear_sizes,
     shards,
 )
-from koinon.simulation._sampling import build_poisson_sampling_fn, build_uniform_sampling_fn, build_weighted_sampling_fn
+from koinon.simulation._sampling import (
+    build_availability_sampling_fn,
+    build_poisson_sampling_fn,
+    build_uniform_sampling_fn,
+    build_weighted_sampling_fn,
+    periodic_availability,
+)
+from koinon.simulation._sql import SqlClientData, save_to_sql_client_data
+from koinon.simulation._streamed import StreamedClientData
 from koinon.simulation._summary import ClientDataSummary
 from koinon.simulation._tasks import Task
 
@@ -21,7 +31,12 @@ __all__ = [
     "ClientData",
     "ClientDataSummary",
     "FederatedDataset",
+    "FilePerUserClientData",
+    "GeneratedClientData",
+    "SqlClientData",
+    "StreamedClientData",
     "Task",
+    "build_availability_sampling_fn",
     "build_poisson_sampling_fn",
     "build_uniform_sampling_fn",
     "build_weighted_sampling_fn",
@@ -34,6 +49,9 @@ __all__ = [
     "exponential_sizes",
     "iid",
     "linear_sizes",
+    "periodic_availability",
+    "save_to_sql_client_data",
     "shards",
+    "system",
     "tasks",
 ]

@@ -25,7 +25,8 @@ from koinon.simulation._client_data import FederatedDataset
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Which quantiles over the test clients `Task.evaluate` returns."""
 
-_EVALUATION_BATCH_SIZE = 256
+_TEST_BATCH_SIZE = 256
+_CLIENT_BATCH_SIZE = 32
 
 
 def fed_avg(
@@ -128,7 +129,7 @@ class Task:
         """
         results: dict[str, dict[str, float]] = {}
         if self.test is not None:
-            metrics = evaluate(self.model, weights, self.test, batch_size=_EVALUATION_BATCH_SIZE)
+            metrics = evaluate(self.model, weights, self.test, batch_size=_TEST_BATCH_SIZE)
             results["test"] = {
                 name: float(value)
                 for name, value in metrics.items()
@@ -147,7 +148,7 @@ class Task:
 
     @functools.cached_property
     def _per_client(self) -> Computation:
-        return build_per_client_eval_computation(self.model, batch_size=_EVALUATION_BATCH_SIZE)
+        return build_per_client_eval_computation(self.model, batch_size=_CLIENT_BATCH_SIZE)
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from koinon._errors import TemplateNotMeasuredProcessOutputError
 from koinon.computation import Computation
 from koinon.templates._iterative import IterativeProcess, state_not_returned_error
-from koinon.types import StructType
+from koinon.types import StructType, register_container
 
 
 class MeasuredProcessOutput(NamedTuple):
@@ -23,6 +23,9 @@ class MeasuredProcessOutput(NamedTuple):
     state: Any
     result: Any
     measurements: Any
+
+
+register_container("koinon.MeasuredProcessOutput", MeasuredProcessOutput)
 
 
 class MeasuredProcess(IterativeProcess):

@@ -41,6 +41,7 @@ from koinon.types._predicates import (
     type_contains_only,
     type_count,
 )
+from koinon.types._registry import container_name, register_container, registered_container
 from koinon.types._relate import Difference, first_difference
 from koinon.types._struct import StructType, StructWithPythonType
 from koinon.types._types import (
@@ -77,6 +78,7 @@ __all__ = [
     "check_mean_compatible",
     "check_min_max_compatible",
     "check_sum_compatible",
+    "container_name",
     "contains_federated_types",
     "contains_tensor_types",
     "first_difference",
@@ -92,6 +94,8 @@ __all__ = [
     "parse",
     "placement_from_uri",
     "preorder_types",
+    "register_container",
+    "registered_container",
     "strip_placement",
     "to_container",
     "to_type",

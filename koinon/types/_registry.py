@@ -55,7 +55,9 @@ def register_container(name: str, cls: type) -> type:
         )
     if _classes.get(name, cls) is not cls:
         raise KoinonValueError(
-            f"The name {name!r} stands for another container.", expected=_classes[name].__qualname__, found=cls.__qualname__
+            f"The name {name!r} stands for another container.",
+            expected=_classes[name].__qualname__,
+            found=cls.__qualname__,
         )
     if _names.get(cls, name) != name:
         raise KoinonValueError(

@@ -1,0 +1,49 @@
+"""Many small arrays as few: what a loop carries and adds up.
+
+Each array that a compiled loop carries costs a kernel of its own in every step, a microsecond or two whatever its size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+# Above this many elements the copy into a common vector costs more than a kernel.
+_SMALL = 2048
+
+
+class Packing:
+    """How a list of arrays is packed: small ones of one dtype go into one vector, the others stay as they are.
+
+    Args:
+      arrays: arrays, or their shapes and dtypes.
+    """
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._shapes = [(tuple(array.shape), jnp.dtype(array.dtype)) for array in arrays]
+        sizes = [math.prod(shape) for shape, _ in self._shapes]
+        self._large = [i for i, size in enumerate(sizes) if size > _SMALL]
+        small = [i for i, size in enumerate(sizes) if size <= _SMALL]
+        dtypes = dict.fromkeys(self._shapes[i][1] for i in small)
+        self._groups = [[i for i in small if self._shapes[i][1] == dtype] for dtype in dtypes]
+
+    def pack(self, arrays: Sequence[Any]) -> list[Any]:
+        """The arrays, packed."""
+        vectors = [jnp.concatenate([jnp.ravel(arrays[i]) for i in group]) for group in self._groups]
+        return [*[arrays[i] for i in self._large], *vectors]
+
+    def unpack(self, packed: Sequence[Any]) -> list[Any]:
+        """The arrays that were packed."""
+        arrays: list[Any] = [None] * len(self._shapes)
+        for i, array in zip(self._large, packed, strict=False):
+            arrays[i] = array
+        for group, vector in zip(self._groups, packed[len(self._large) :], strict=True):
+            start = 0
+            for i in group:
+                shape, _ = self._shapes[i]
+                arrays[i] = vector[start : start + math.prod(shape)].reshape(shape)
+                start += math.prod(shape)
+        return arrays

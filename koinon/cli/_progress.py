@@ -1,0 +1,95 @@
+"""How far a run is: a bar on a terminal, some lines elsewhere."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from koinon.learning.programs import RoundReport
+
+_LINES = 20
+_SECONDS_BETWEEN_LINES = 15.0
+_WINDOW = 50
+
+
+class RunProgress:
+    """Shows round, loss, accuracy, speed and remaining time of a run; used in a `with` block.
+
+    Args:
+      console: where to.
+      metric: the metric to show beside the loss.
+      done: how many rounds are over when the run begins.
+      total: the number of rounds.
+    """
+
+    def __init__(self, console: Console, metric: str, done: int, total: int) -> None:
+        self._console = console
+        self._metric = metric
+        self._total = total
+        self._first = done + 1
+        self._times: collections.deque[float] = collections.deque(maxlen=_WINDOW)
+        self._evaluation: Any = None
+        self._last_line = time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("round {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.description}"),
+                console=console,
+            )
+            self._task = self._bar.add_task("compiling ..", total=total, completed=done)
+
+    def __enter__(self) -> RunProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, report: RoundReport) -> None:
+        """Takes note of a round."""
+        now = time.monotonic()
+        self._times.append(now)
+        self._evaluation = report.evaluation if report.evaluation is not None else self._evaluation
+        number = report.round_number
+        text = "  ".join([*self._numbers(report), self._speed(number)])
+        if self._bar is not None:
+            self._bar.update(self._task, completed=number, description=text)
+        elif (
+            number in (self._first, self._total)
+            or number % max(1, self._total // _LINES) == 0
+            or now > self._last_line + _SECONDS_BETWEEN_LINES
+        ):
+            self._last_line = now
+            self._console.print(f"round {number:>{len(str(self._total))}}/{self._total}  {text}")
+            self._console.file.flush()
+
+    def _numbers(self, report: RoundReport) -> list[str]:
+        train = report.metrics.get("client_work", {}).get("train", {}) if isinstance(report.metrics, dict) else {}
+        test = (self._evaluation or {}).get("test", {})
+        parts = [f"train loss {train['loss']:.4f}"] if "loss" in train else []
+        if self._metric in test:
+            parts.append(f"test {self._metric} {test[self._metric]:.4f}")
+        return parts
+
+    def _speed(self, number: int) -> str:
+        if len(self._times) < 2:
+            return "compiled"
+        rate = (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
+        left = (self._total - number) / rate
+        return f"{rate:.3g} rounds/s  {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

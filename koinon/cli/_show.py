@@ -1,0 +1,48 @@
+"""`koinon tasks` and `koinon show`: what can be run, and what a round of it is."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from koinon import compiler
+from koinon.cli._load import load_task
+from koinon.cli._text import wrap_types
+from koinon.errors import MissingDependencyError
+from koinon.simulation.tasks import TASKS
+
+_WIDTH = 120
+
+
+def list_tasks(console: Console) -> None:
+    """Prints the name and the description of each task."""
+    width = max(map(len, TASKS))
+    for name in TASKS:
+        try:
+            description = load_task(name, 0).description
+        except MissingDependencyError as error:
+            description = str(error)
+        console.print(f"{name:<{width}}  {description}")
+
+
+def show(name: str, console: Console) -> None:
+    """Prints a task: data, hyperparameters, learning process, plan of a round.
+
+    Raises:
+      UsageError: if there is no such task.
+    """
+    task = load_task(name, 0)
+    width = console.width if console.is_terminal else _WIDTH
+    process = task.process(seed=0)
+    console.print(f"{task.name}: {task.description}" if task.description else task.name)
+    describe = getattr(task.train, "describe", None)
+    if describe is not None:
+        console.print(f"\nclients to train with\n{_indented(repr(describe()))}")
+    console.print(f"\n{task.rounds} rounds of {task.clients_per_round} clients")
+    for parameter, value in task.hyperparameters.items():
+        console.print(f"  {parameter} = {value}")
+    console.print(f"\nlearning process\n{wrap_types(_indented(repr(process)), width)}")
+    console.print(f"\nplan of a round\n{wrap_types(_indented(str(compiler.plan(process.next))), width)}")
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
