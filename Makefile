@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment that the first target to need it makes: `make demo`, `make test`.
-# PYTHON chooses the interpreter to make it with, VENV where it lies, ROUNDS how long the demo trains.
+# PYTHON chooses the interpreter to make it with, VENV where it lies, JOBS how many tests run at once.
 
 ACCEPTED := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
@@ -32,8 +32,10 @@ docs: $(VENV)/.docs ## Builds the documentation into site/.
 	$(BIN)/python docs/generate_errors.py
 	$(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.test ## Measures, and prints what it finds as JSON.
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.test ## Measures koinon and hand-written JAX; each line that it prints is JSON.
+	$(BIN)/python benchmarks/import_time.py
+	for workload in W1 W2 W3 W4; do for contestant in koinon handwritten; do \
+		$(BIN)/python benchmarks/bench_$$contestant.py $$workload || exit 1; done; done
 
 soak: $(VENV)/.test ## Runs the tests that take minutes.
 	$(BIN)/python -m pytest -m soak

@@ -29,16 +29,19 @@ def measure(
     run(0)
     first = time.perf_counter()
     times = []
+    cpu = time.process_time()
     for number in range(1, rounds + 1):
         begin = time.perf_counter()
         run(number)
         times.append(time.perf_counter() - begin)
+    cpu = (time.process_time() - cpu) / max(1, rounds)
     line = {
         "contestant": contestant,
         "workload": workload.name,
         "build": round(built - start, 4),
         "first": round(first - built, 4),
         "times": [round(t, 6) for t in times],
+        "cpu": round(cpu, 6),
         "loss": loss(),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "python": sys.version.split()[0],

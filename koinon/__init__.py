@@ -56,7 +56,7 @@ from koinon.computation import (
 from koinon.types import CLIENTS, SERVER, to_type
 
 if TYPE_CHECKING:
-    from koinon import aggregators, learning, program, simulation, templates
+    from koinon import aggregators, learning, program, simulation, templates, testing
 
 __version__ = "0.1.0"
 
@@ -102,12 +102,13 @@ __all__ = [
     "sequence_sum",
     "simulation",
     "templates",
+    "testing",
     "to_type",
     "types",
 ]
 
 # Imported when they are first used: a program that needs the language alone does not wait for optax.
-_LAZY = frozenset({"aggregators", "learning", "program", "simulation", "templates"})
+_LAZY = frozenset({"aggregators", "learning", "program", "simulation", "templates", "testing"})
 
 
 def __getattr__(name: str) -> ModuleType:

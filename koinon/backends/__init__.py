@@ -6,8 +6,9 @@
 ReferenceBackend(default_num_clients=0)
 """
 
+from koinon.backends import local
 from koinon.backends._local import LocalBackend
 from koinon.backends._reference import ReferenceBackend
 from koinon.backends._selection import current, set_default, use
 
-__all__ = ["LocalBackend", "ReferenceBackend", "current", "set_default", "use"]
+__all__ = ["LocalBackend", "ReferenceBackend", "current", "local", "set_default", "use"]

@@ -33,6 +33,14 @@ class Fold:
     addend: Callable[[Any], list[Any]] | None = None
 
 
+_SUMS = ("federated_sum", "federated_mean", "federated_weighted_mean")
+
+
+def is_sum(step: Step) -> bool:
+    """Whether an aggregation adds up what each client contributes."""
+    return step.operator in _SUMS
+
+
 def fold_of(step: Step, constants: Any) -> Fold:
     """The fold of an aggregation step.
 
@@ -46,9 +54,9 @@ def fold_of(step: Step, constants: Any) -> Fold:
         case "federated_mean" | "federated_weighted_mean":
             return _mean(step)
         case "federated_min":
-            return _extremum(step, jnp.minimum, _greatest)
+            return _extremum(step, jnp.minimum, 1)
         case "federated_max":
-            return _extremum(step, jnp.maximum, _least)
+            return _extremum(step, jnp.maximum, -1)
         case "federated_aggregate":
             return _aggregate(step, constants)
         case "federated_secure_sum" | "federated_secure_sum_bitwidth":
@@ -110,22 +118,34 @@ def _mean(step: Step) -> Fold:
     )
 
 
-def _extremum(step: Step, op: Callable[[Any, Any], Any], start: Callable[[Any], Any]) -> Fold:
+def _extremum(step: Step, op: Callable[[Any, Any], Any], end: int) -> Fold:
+    """The least (`end` 1) or greatest (`end` -1); without clients the number at that end of the dtype."""
     member = _member(step.node.type.result)
+    leaves = tensor_types(member)
+
+    def merge(left: list[Any], right: list[Any]) -> list[Any]:
+        return [left[0] | right[0], *[op(a, b) for a, b in zip(left[1:], right[1:], strict=True)]]
+
+    def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
+        found = [
+            jnp.where(state[0], best, _end_of(leaf.dtype, end)) for best, leaf in zip(state[1:], leaves, strict=True)
+        ]
+        return unflatten(member, found), {}
+
+    def beyond(dtype: Any) -> Any:
+        return end * jnp.inf if jnp.issubdtype(dtype, jnp.floating) else _end_of(dtype, end)
+
     return Fold(
-        zero=[jnp.full(leaf.shape, start(leaf.dtype), leaf.dtype) for leaf in tensor_types(member)],
-        add=lambda best, value, _: [op(a, b) for a, b in zip(best, flatten(member, value), strict=True)],
-        merge=lambda left, right: [op(a, b) for a, b in zip(left, right, strict=True)],
-        finish=lambda best: (unflatten(member, best), {}),
+        zero=[jnp.asarray(False), *[jnp.full(leaf.shape, beyond(leaf.dtype), leaf.dtype) for leaf in leaves]],
+        add=lambda state, value, _: merge(state, [jnp.asarray(True), *flatten(member, value)]),
+        merge=merge,
+        finish=finish,
     )
 
 
-def _greatest(dtype: Any) -> Any:
-    return jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).max
-
-
-def _least(dtype: Any) -> Any:
-    return jnp.iinfo(dtype).min if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).min
+def _end_of(dtype: Any, end: int) -> Any:
+    limits = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
+    return jnp.asarray(limits.max if end > 0 else limits.min, dtype)
 
 
 def _aggregate(step: Step, constants: Any) -> Fold:
@@ -262,5 +282,8 @@ def _secure_modular_sum(step: Step, constants: Any) -> Fold:
             add_modulo(a, b, m) for a, b, m in zip(state, flatten(member, operands[0]), moduli, strict=True)
         ],
         merge=lambda left, right: [add_modulo(a, b, m) for a, b, m in zip(left, right, moduli, strict=True)],
-        finish=lambda state: (unflatten(member, state), {}),
+        finish=lambda state: (
+            unflatten(member, state),
+            {"modulus": jnp.any(jnp.stack([jnp.asarray(modulus) < 1 for modulus in moduli]))} if moduli else {},
+        ),
     )

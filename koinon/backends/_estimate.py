@@ -11,25 +11,33 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
 
 
+# What a dimension that is not known yet counts as.
+_UNKNOWN = 64
+
+
+def _size(shape: Any) -> int:
+    return math.prod([dim if isinstance(dim, int) else _UNKNOWN for dim in shape])
+
+
 def operations(jaxpr: Jaxpr) -> int:
     """The arithmetic operations of one run; a loop of unknown length counts as one step."""
     total = 0
     for eqn in jaxpr.eqns:
-        repeat = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
+        repeat = _size([eqn.params["length"]]) if eqn.primitive.name == "scan" else 1
         inner = sum(operations(sub) for sub in sub_jaxprs(eqn))
         total += repeat * inner if inner else _operations_of(eqn)
     return total
 
 
 def _operations_of(eqn: Any) -> int:
-    outputs = sum(math.prod(var.aval.shape) for var in eqn.outvars if hasattr(var.aval, "shape"))
+    outputs = sum(_size(var.aval.shape) for var in eqn.outvars if hasattr(var.aval, "shape"))
     if eqn.primitive.name == "dot_general":
         (contract, _), _ = eqn.params["dimension_numbers"]
-        return 2 * outputs * math.prod(eqn.invars[0].aval.shape[d] for d in contract)
+        return 2 * outputs * _size([eqn.invars[0].aval.shape[d] for d in contract])
     if eqn.primitive.name == "conv_general_dilated":
         kernel = eqn.invars[1].aval.shape
-        features = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * outputs * math.prod(kernel) // max(1, features)
+        features = _size([kernel[eqn.params["dimension_numbers"].rhs_spec[0]]])
+        return 2 * outputs * _size(kernel) // max(1, features)
     return outputs
 
 

@@ -7,6 +7,7 @@ work in Python does not grow with the number of clients of a cohort.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,9 @@ import numpy as np
 
 from koinon.backends._results import result_to_user
 from koinon.computation import ClientRows, Cohort
-from koinon.computation._flat import flatten, leaf_types, to_user, unflatten
+from koinon.computation._flat import fields_at, flatten, leaf_types, to_user, unflatten
 from koinon.computation._transfer import check_cohort, clients_values, columns, local_value
-from koinon.types import FederatedType, SequenceType, StructType, TensorType, Type, from_container
+from koinon.types import FederatedType, SequenceType, StructType, TensorType, Type
 
 _signature = operator.attrgetter("dtype", "shape")
 
@@ -73,6 +74,12 @@ class Layout:
         return self.treedef.unflatten(leaves)
 
 
+@functools.lru_cache(maxsize=1024)
+def layout_of(type_: Type) -> Layout:
+    """The layout of a type, made once."""
+    return Layout(type_)
+
+
 def _made_of_tensors(type_: Type) -> bool:
     if isinstance(type_, StructType):
         return all(_made_of_tensors(field) for _, field in type_.items())
@@ -86,7 +93,7 @@ class ServerFeeder:
         self.type = type_
         self.member = type_.member if isinstance(type_, FederatedType) else type_
         self.path = path
-        self.layout = Layout(self.member)
+        self.layout = layout_of(self.member)
 
     def feed(self, value: Any) -> list[Any]:
         """The flat leaves of a value."""
@@ -143,12 +150,12 @@ def _stack(type_: Type, values: list[Any], path: str, capacity: int, room: int, 
     if isinstance(type_, SequenceType):
         leaves.append(_pack(type_, values, path, capacity, room))
     elif isinstance(type_, StructType) and not _made_of_tensors(type_):
-        rows = [from_container(type_, value) for value in values]
+        rows = [[field for _, _, field in fields_at(type_, value, f"{path}[{i}]")] for i, value in enumerate(values)]
         for i, (name, field) in enumerate(type_.items()):
             field_path = f"{path}.{name}" if name is not None else f"{path}[{i}]"
             _stack(field, [row[i] for row in rows], field_path, capacity, room, leaves)
     else:
-        layout = Layout(type_)
+        layout = layout_of(type_)
         rows = []
         for i, value in enumerate(values):
             taken = layout.take(value) if layout.treedef is not None else None
@@ -176,7 +183,7 @@ def _stack_leaf(type_: TensorType, rows: list[Any], capacity: int) -> Any:
 
 def _check_one_shape(rows: list[Any]) -> None:
     if any(row.shape != rows[0].shape for row in rows):
-        raise NotOneProgramError
+        raise NotOneProgramError("the values of the clients have several shapes")
 
 
 def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int, room: int) -> Any:
@@ -196,7 +203,7 @@ def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int, room
             continue
         shape = pieces[0].shape[1:] if pieces else tuple([dim or 0 for dim in leaf.shape or ()])
         if any(piece.shape[1:] != shape for piece in pieces):
-            raise NotOneProgramError
+            raise NotOneProgramError("the examples of the clients have several shapes")
         if any(isinstance(piece, jax.core.Tracer) for piece in pieces):
             buffers.append(jnp.concatenate([*pieces, jnp.zeros((rows - sum(counts), *shape), leaf.dtype)]))
             continue
@@ -214,7 +221,7 @@ def bucket(count: int) -> int:
 
 def result_builder(type_: Type) -> Callable[[list[Any]], Any]:
     """What turns the flat leaves of a result that is not placed, or is the server's, into what a user sees."""
-    layout = Layout(type_)
+    layout = layout_of(type_)
     if layout.treedef is not None:
         return layout.give
     return lambda leaves: result_to_user(type_, unflatten(type_, leaves))

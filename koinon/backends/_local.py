@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonValueError
+from koinon.backends._explain import Explanation, aggregation_notes, rewrites_of, row_notes
 from koinon.backends._feed import ClientsFeeder, NotOneProgramError, ServerFeeder, bucket, result_builder
 from koinon.backends._optimize import check_one_program, largest_read_of, run_bounded, run_optimized
 from koinon.backends._program import ClientsArgument, Program, Rows, Segment, State
 from koinon.backends._reference import ReferenceBackend
 from koinon.backends._results import result_to_user
 from koinon.backends._schedule import available_cores, choose_lanes, choose_threads, clients_work, segments
-from koinon.backends._secure import input_out_of_range, total_out_of_range
+from koinon.backends._secure import input_out_of_range, modulus_not_positive, total_out_of_range
 from koinon.compiler import PlanValue, plan
 from koinon.compiler._steps import plan_values
 from koinon.computation import ClientRows, Computation
-from koinon.computation._arguments import Unpacked
+from koinon.computation._arguments import Unpacked, match_arguments
 from koinon.computation._flat import flatten, leaf_types, unflatten
 from koinon.computation._transfer import fields_of, num_clients
 from koinon.types import (
@@ -76,12 +77,52 @@ class LocalBackend:
     def invoke(self, computation: Computation, argument: Any) -> Any:
         """Runs a computation on an argument given in a user's containers."""
         try:
-            executable = self._executables.get(computation)
-            if executable is None:
-                executable = self._executables[computation] = Executable(computation, self)
-            return executable(argument)
+            return self._executable(computation)(argument)
         except NotOneProgramError:
             return ReferenceBackend(default_num_clients=self.default_num_clients).invoke(computation, argument)
+
+    def explain(self, computation: Computation, *args: Any, **kwargs: Any) -> Explanation:
+        """How this engine runs a call of a computation, and why: nothing is run.
+
+        Args:
+          computation: the computation.
+          args: the arguments of the call.
+          kwargs: likewise, by name.
+
+        >>> import jax.numpy as jnp, koinon as ko
+        >>> mean = ko.federated_computation(ko.types.at_clients(jnp.float32))(lambda v: ko.federated_mean(v))
+        >>> ko.backends.LocalBackend().explain(mean, [1.0, 2.0]).lanes
+        1
+        """
+        argument = match_arguments(computation.type_signature.parameter, args, kwargs)
+        try:
+            return self._executable(computation).explain(argument)
+        except NotOneProgramError as error:
+            return Explanation(computation.name, reason=str(error))
+
+    def _executable(self, computation: Computation) -> Executable:
+        executable = self._executables.get(computation)
+        if executable is None:
+            executable = self._executables[computation] = Executable(computation, self)
+        return executable
+
+
+def explain(computation: Computation, *args: Any, **kwargs: Any) -> Explanation:
+    """How the local engine, with its default options, runs a call of a computation, and why: nothing is run.
+
+    Args:
+      computation: the computation.
+      args: the arguments of the call.
+      kwargs: likewise, by name.
+
+    >>> import jax.numpy as jnp, koinon as ko
+    >>> total = ko.federated_computation(ko.types.at_clients(jnp.float32))(lambda v: ko.federated_sum(v))
+    >>> print(ko.backends.local.explain(total, [1.0, 2.0]))  # doctest: +ELLIPSIS
+    lambda: 2 clients
+      work       no fold over a sequence: each client's work runs as a whole
+    ...
+    """
+    return LocalBackend().explain(computation, *args, **kwargs)
 
 
 @functools.cache
@@ -134,13 +175,34 @@ class Executable:
         lanes = self._options.lanes or choose_lanes(self._work, capacity)
         threads = self._threads(lengths, count)
         parts = segments(lengths, count, capacity, lanes, threads)
-        if len(parts) == 1:
-            leaves, flags = self._whole(server, clients, parts[0], np.int32(count), capacity, lanes)
-        else:
-            leaves, flags = self._run_threads(server, clients, parts, lanes)
+        run = self._run_one if len(parts) == 1 else self._run_threads
+        leaves, flags = run(server, clients, parts, count, capacity, lanes)
         if flags:
             self._raise_flags(jax.device_get(flags))
         return self._build(iter(leaves), count, given)
+
+    def explain(self, argument: Any) -> Explanation:
+        """How the computation would run on an argument."""
+        values = self._pick(argument)
+        given = values[len(self._server) :]
+        count = self._count(given)
+        capacity = bucket(count)
+        clients = [
+            feeder.feed(value, capacity, self._room) for (feeder, _), value in zip(self._clients, given, strict=True)
+        ]
+        lengths = _lengths(clients)
+        return Explanation(
+            computation=self._plan.name,
+            reason=None,
+            clients=count,
+            examples=None if lengths is None else int(lengths[:count].sum()),
+            lanes=self._options.lanes or choose_lanes(self._work, capacity),
+            threads=self._threads(lengths, count),
+            step_operations=self._work.step,
+            rewrites=rewrites_of(self._plan),
+            aggregations=tuple(aggregation_notes(self._plan)),
+            rows=tuple(row_notes(self._plan, self._program)),
+        )
 
     def _count(self, given: list[Any]) -> int:
         """The number of clients that the arguments agree on."""
@@ -185,7 +247,15 @@ class Executable:
                 program.end(number, state, [part], count)
         return self._result_leaves(state)
 
-    def _run_threads(self, server: list[Any], clients: list[Any], parts: list[Segment], lanes: int) -> Any:
+    def _run_one(
+        self, server: list[Any], clients: list[Any], parts: list[Segment], count: int, capacity: int, lanes: int
+    ) -> Any:
+        """The whole round as one program."""
+        return self._whole(server, clients, parts[0], np.int32(count), capacity, lanes)
+
+    def _run_threads(
+        self, server: list[Any], clients: list[Any], parts: list[Segment], count: int, capacity: int, lanes: int
+    ) -> Any:
         """One program for each stretch of the server's work, and one for the clients' that every thread runs."""
         scope: Any = server
         flags: dict[str, Any] = {}
@@ -299,6 +369,8 @@ class Executable:
                 step = next(step for step in self._plan.steps() if str(step.output.index) == index)
                 if kind == "input":
                     raise input_out_of_range(step.operator, f"the client at position {raised - 1} of the cohort")
+                if kind == "modulus":
+                    raise modulus_not_positive(step.operator)
                 raise total_out_of_range(step.operator, leaf_types(step.output.member)[0].dtype)
 
 

@@ -71,12 +71,12 @@ def check_one_program(computation: Computation) -> None:
     """Checks that a computation can be compiled: no function enters or leaves it, and no accumulator grows."""
     whole = computation.type_signature
     if type_contains(whole, lambda type_: isinstance(type_, FunctionType) and type_ is not whole):
-        raise NotOneProgramError
+        raise NotOneProgramError("a function enters or leaves the computation")
     for node in ir.walk(computation.expression):
         if isinstance(node, ir.Intrinsic) and node.name == "federated_aggregate":
             accumulate = operand_types(node)[2]
             if type_contains(accumulate, lambda type_: isinstance(type_, TensorType) and not type_.is_fully_defined):
-                raise NotOneProgramError
+                raise NotOneProgramError("the accumulator of a federated_aggregate has no fixed shape")
 
 
 def _padded(type_: Type, value: Any) -> list[bool]:

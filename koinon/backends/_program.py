@@ -141,6 +141,10 @@ class Program:
         """Whether the clients have anything to do in a phase."""
         return bool(self.plan.phases[number].aggregations or self._kept[number])
 
+    def kept(self, number: int) -> list[PlanValue]:
+        """The clients' values of a phase that a later phase or the result needs."""
+        return self._kept[number]
+
     def has_rows(self, number: int) -> bool:
         """Whether a phase keeps something of each single client."""
         collects = any(step.operator == "federated_collect" for step in self.plan.phases[number].aggregations)

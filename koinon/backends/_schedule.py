@@ -106,11 +106,12 @@ def segments(lengths: np.ndarray | None, count: int, capacity: int, lanes: int, 
     order = np.zeros(capacity, np.int32)
     if lengths is None or (lanes == 1 and threads == 1):
         order[:count] = np.arange(count)
-        return [Segment(order, np.int32(0), np.int32(count))]
-    by_size = np.argsort(-lengths[:count], kind="stable").astype(np.int32)
-    blocks = -(-count // lanes)
-    turn = np.arange(blocks) % (2 * threads)
-    owner = np.repeat(np.where(turn < threads, turn, 2 * threads - 1 - turn), lanes)[:count]
-    stops = np.cumsum(np.bincount(owner, minlength=threads)).astype(np.int32)
-    order[:count] = by_size[np.argsort(owner, kind="stable")]
-    return [Segment(order, np.int32(start), np.int32(stop)) for start, stop in zip([0, *stops[:-1]], stops, strict=True)]
+        stops = np.array([count], np.int32)
+    else:
+        by_size = np.argsort(-lengths[:count], kind="stable").astype(np.int32)
+        turn = np.arange(-(-count // lanes)) % (2 * threads)
+        owner = np.repeat(np.where(turn < threads, turn, 2 * threads - 1 - turn), lanes)[:count]
+        order[:count] = by_size[np.argsort(owner, kind="stable")]
+        stops = np.cumsum(np.bincount(owner, minlength=threads)).astype(np.int32)
+    starts = np.concatenate([np.zeros(1, np.int32), stops[:-1]])
+    return [Segment(order, start, stop) for start, stop in zip(starts, stops, strict=True)]

@@ -29,9 +29,14 @@ def check_secure_total(operator: str, total: Any, dtype: Any) -> None:
 def check_modulus(operator: str, modulus: int) -> None:
     """Checks the modulus of a modular sum, where it was not a constant."""
     if modulus < 1:
-        raise SecureSumRangeError(
-            f"The modulus of `{operator}` must be positive.", expected="an integer of at least 1", found=str(modulus)
-        )
+        raise modulus_not_positive(operator)
+
+
+def modulus_not_positive(operator: str) -> SecureSumRangeError:
+    """The error for a modulus below 1."""
+    return SecureSumRangeError(
+        f"The modulus of `{operator}` must be positive.", expected="an integer of at least 1", found="one below it"
+    )
 
 
 def input_out_of_range(operator: str, where: str) -> SecureSumRangeError:

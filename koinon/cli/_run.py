@@ -167,7 +167,7 @@ def _check(config: RunConfig, task: Task) -> None:
     try:
         backends.use(config.backend)
     except KoinonValueError as error:
-        raise UsageError(f"There is no backend {config.backend!r}; there is {error.expected}.") from None
+        raise UsageError(f"There is no backend {config.backend!r}; choose {error.expected}.") from None
 
 
 def _check_number(name: str, number: int, least: int) -> None:
@@ -245,11 +245,10 @@ class MetricsTable:
 
     def release(self, value: Any, key: Any) -> None:
         """Releases the metrics of a round."""
-        evaluation = value.get("evaluation", {})
-        work = value.get("client_work", {})
-        rest = {name: part for name, part in value.items() if name not in ("evaluation", "client_work")}
-        parts = [*work.items(), *evaluation.items(), *rest.items()]
-        self._manager.release(OrderedDict((name, _in_order(part)) for name, part in parts), key)
+        parts = {**value.get("client_work", {}), **value.get("evaluation", {}), **value}
+        first = [name for name in ("train", "test", "clients") if name in parts]
+        rest = [name for name in parts if name not in (*first, "client_work", "evaluation")]
+        self._manager.release(OrderedDict((name, _in_order(parts[name])) for name in [*first, *rest]), key)
 
 
 def _in_order(part: Any) -> Any:

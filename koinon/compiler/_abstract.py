@@ -202,11 +202,9 @@ class Interpreter(Generic[F]):
                 return self._fold(eqn, inputs)
             case "optimization_barrier":
                 return inputs
-            case name if name in _CALLS:
-                called = eqn.params[_CALLS[name]]
-                return self.program(called, inputs) if isinstance(called, ClosedJaxpr) else self.jaxpr(called, inputs)
             case _:
-                return self.domain.equation(eqn, inputs)
+                called = called_program(eqn)
+                return self.domain.equation(eqn, inputs) if called is None else self.program(called, inputs)
 
     def fixpoint(self, start: Sequence[F], step: Any) -> list[F]:
         """The facts that hold before every step of a loop and after the last."""
@@ -270,6 +268,15 @@ class Interpreter(Generic[F]):
             chosen = len(sources) > 1 or sources == {None}
             outputs.append(self.domain.controlled(joined, predicate) if chosen else joined)
         return outputs
+
+
+def called_program(eqn: Any) -> ClosedJaxpr | None:
+    """The program that an equation calls with all its operands, None where it does something else."""
+    parameter = _CALLS.get(eqn.primitive.name)
+    if parameter is None:
+        return None
+    called = eqn.params[parameter]
+    return called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, [])
 
 
 def _passed_on(jaxpr: Jaxpr, position: int) -> int | None:

@@ -17,6 +17,10 @@ from koinon._errors import CardinalityError
 from koinon.types import StructType, Type, to_container
 
 
+_COMMON_ROOM = 512
+_COMMON_BYTES = 2**23
+
+
 class PackedSequences:
     """The sequences of many clients, packed back to back into one buffer per leaf of an example.
 
@@ -53,6 +57,9 @@ class PackedSequences:
           room: at least so many rows follow the last example, so that a batch that begins at it can be read at once.
         """
         if self._on_device is None or self._room < room:
+            # Room for the batches of programs yet to come, so that those that ran already need not be compiled again.
+            row = max([buffer[:1].nbytes for buffer in self.buffers], default=0)
+            room = max(room, _COMMON_ROOM if row * _COMMON_ROOM <= _COMMON_BYTES else 0)
             end = int((self.offsets + self.lengths).max(initial=0))
             buffers = [_with_room(buffer, end + room) for buffer in self.buffers]
             self._on_device = tuple([jax.device_put(buffer) for buffer in buffers])

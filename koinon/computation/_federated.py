@@ -62,6 +62,7 @@ def _result(result: Any, name: str, made_in: str | None) -> ir.Expression:
             f"The function `{name}` must return traced values, constants, or containers of those.",
             found=error.found,
             made_in=made_in,
+            hint=error.hint,
         ) from None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from koinon._errors import ComputationReturnedNoneError, KoinonError, KoinonTypeError
@@ -62,6 +63,7 @@ def trace_local(
                 made_in=made_in,
                 hint="add a return statement",
             )
+        result = jax.tree.map(_dimension_as_array, result, is_leaf=lambda leaf: isinstance(leaf, Sequence))
         as_returned = result_type_of(result, name, made_in)
         own = from_user(as_returned, result, lambda _type, leaf, _path: _as_array(leaf))
         type_ = result_type_of(to_user(as_returned, own), name, made_in)
@@ -70,6 +72,11 @@ def trace_local(
 
     program = jax.make_jaxpr(flat_fn)(*symbolic_avals(leaves))
     return ir.Local(name, program, FunctionType(parameter, result_type[0]), made_in)
+
+
+def _dimension_as_array(leaf: Any) -> Any:
+    """A symbolic dimension, such as `x.shape[0]` is while tracing, as the number that it will be."""
+    return jnp.asarray(leaf) if jax.export.is_symbolic_dim(leaf) else leaf
 
 
 def _as_array(leaf: Any) -> Any:

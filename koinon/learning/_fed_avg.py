@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from koinon._errors import KoinonTypeError
-from koinon.aggregators import (
-    MeanFactory,
-    UnweightedAggregationFactory,
-    UnweightedMeanFactory,
-    WeightedAggregationFactory,
-    as_weighted_aggregator,
-)
+from koinon.aggregators import UnweightedAggregationFactory, WeightedAggregationFactory
+from koinon.learning._averaging import as_unweighted, compose_averaging
 from koinon.learning._client_weighting import ClientWeighting, Weighting
-from koinon.learning._client_work import ClientWorkProcess
-from koinon.learning._compose import compose_learning_process
-from koinon.learning._distribute import DistributionProcess, build_broadcast_process
-from koinon.learning._finalize import build_apply_optimizer_finalizer
+from koinon.learning._distribute import DistributionProcess
 from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._metrics_aggregation import MetricsAggregator
-from koinon.learning._model_delta import build_model_delta_client_work, initial_weights_fn, result_types
-from koinon.learning._optimizer_rules import build_sgdm
+from koinon.learning._model_delta import build_model_delta_client_work
 from koinon.learning._process import LearningProcess
 
 
@@ -156,55 +146,3 @@ def build_unweighted_fed_avg(
     )
     aggregator = as_unweighted(model_aggregator)
     return compose_averaging(model, client_work, server_optimizer, model_distributor, aggregator)
-
-
-def compose_averaging(
-    model: FunctionalModel,
-    client_work: ClientWorkProcess,
-    server_optimizer: Any,
-    model_distributor: DistributionProcess | None,
-    model_aggregator: WeightedAggregationFactory | None,
-) -> LearningProcess:
-    """The learning process that distributes weights, runs a client work, averages, and steps along the mean.
-
-    Args:
-      model: where the weights begin.
-      client_work: takes the model's weights, returns a pseudo-gradient and a weight.
-      server_optimizer: SGD with learning rate 1 if None.
-      model_distributor: a broadcast if None.
-      model_aggregator: a weighted mean if None.
-    """
-    aggregator = MeanFactory() if model_aggregator is None else model_aggregator
-    if not isinstance(aggregator, WeightedAggregationFactory):
-        raise KoinonTypeError(
-            "The aggregator of a weighted algorithm must be a weighted factory.",
-            expected="WeightedAggregationFactory",
-            found=f"{type(aggregator).__name__}: {aggregator!r}",
-            hint="use the unweighted algorithm, or wrap the factory in aggregators.as_weighted_aggregator",
-        )
-    if model_distributor is not None and not isinstance(model_distributor, DistributionProcess):
-        raise KoinonTypeError(
-            "The distributor must be a DistributionProcess.", found=f"{type(model_distributor).__name__}"
-        )
-    return compose_learning_process(
-        initial_weights_fn(model),
-        build_broadcast_process(model.weights_type) if model_distributor is None else model_distributor,
-        client_work,
-        aggregator.create(*result_types(client_work)),
-        build_apply_optimizer_finalizer(
-            build_sgdm(1.0) if server_optimizer is None else server_optimizer, model.weights_type
-        ),
-    )
-
-
-def as_unweighted(model_aggregator: UnweightedAggregationFactory | None) -> WeightedAggregationFactory:
-    """The aggregator of an unweighted algorithm, in the form that composition takes."""
-    factory = UnweightedMeanFactory() if model_aggregator is None else model_aggregator
-    if not isinstance(factory, UnweightedAggregationFactory):
-        raise KoinonTypeError(
-            "The aggregator of an unweighted algorithm must be an unweighted factory.",
-            expected="UnweightedAggregationFactory",
-            found=f"{type(factory).__name__}: {factory!r}",
-            hint="use the weighted algorithm for a weighted factory",
-        )
-    return as_weighted_aggregator(factory)

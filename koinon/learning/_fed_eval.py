@@ -15,8 +15,8 @@ from koinon.learning._finalize import build_identity_finalizer
 from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._local_training import BatchPlan, strong_types
 from koinon.learning._metrics_aggregation import MetricFinalizers, SumThenFinalizeFactory
-from koinon.learning._model_delta import ClientOutput, initial_weights_fn, result_types
 from koinon.learning._process import LearningProcess
+from koinon.learning._training_work import ClientOutput, initial_weights_fn, result_types
 from koinon.templates import MeasuredProcessOutput
 from koinon.types import SequenceType, StructType, at_clients, at_server, infer_type
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from koinon.computation import (
     jax_computation,
 )
 from koinon.learning._hparams import hparams_computations
+from koinon.learning._non_trainable import NonTrainableRule, are_shared, update_of, updated_values
 from koinon.learning._optimizer import as_optimizer
 from koinon.learning._weights import ModelWeights
 from koinon.templates._checks import (
@@ -164,6 +166,8 @@ def build_apply_optimizer_finalizer(
     optimizer: Any,
     model_weights_type: Type,
     should_reject_update: Callable[[Any, Any], tuple[Any, Any]] = reject_non_finite_update,
+    *,
+    non_trainable_rules: Sequence[NonTrainableRule] = (),
 ) -> FinalizerProcess:
     """The finalizer that applies one step of an optimizer, with the aggregated update as the gradient.
 
@@ -173,11 +177,15 @@ def build_apply_optimizer_finalizer(
     Only the trainable weights are stepped. A rejected update leaves both the weights and the state of the optimizer as
     they were, so that a round without clients, or with a broken one, is as if it had not been.
 
+    If the server takes some of the non-trainable weights (`NonTrainableRule.MEAN` or `MAX`), the update is
+    `<trainable=T,mean=...,max=...>`, and these leaves change with it.
+
     Args:
       optimizer: an `Optimizer` or an optax `GradientTransformation`.
       model_weights_type: the unplaced type of the weights, a struct with the container `ModelWeights`.
       should_reject_update: called as `should_reject_update(optimizer_state, update)` with the state after the step;
         returns whether to reject the update, a bool, and measurements or None.
+      non_trainable_rules: the rule of each leaf of the non-trainable weights, `model.non_trainable_rules`.
 
     Raises:
       TypeError: if `optimizer` is no optimizer, or `model_weights_type` another type.
@@ -193,7 +201,12 @@ def build_apply_optimizer_finalizer(
       [0.0, 1.0]
     """
     optimizer = as_optimizer(optimizer)
-    trainable_type = _check_model_weights_type(model_weights_type)["trainable"]
+    weights_type = _check_model_weights_type(model_weights_type)
+    trainable_type, update_type = weights_type["trainable"], weights_type["trainable"]
+    rules, takes_others = tuple(non_trainable_rules), are_shared(tuple(non_trainable_rules))
+    if takes_others:
+        specs = _specs(weights_type)
+        update_type = to_type(jax.eval_shape(functools.partial(update_of, rules), specs[0], specs[1], specs[1]))
 
     @jax_computation
     def initialize_optimizer() -> Any:
@@ -205,19 +218,21 @@ def build_apply_optimizer_finalizer(
     def initialize_fn() -> Any:
         return federated_eval(initialize_optimizer, SERVER)
 
-    def step(state: Any, trainable: Any, update: Any) -> tuple[Any, Any, Any]:
-        new_state, new_trainable = optimizer.next(state, trainable, update)
+    def step(state: Any, weights: tuple[Any, ...], update: Any) -> tuple[Any, Any, Any]:
+        new_state, trainable = optimizer.next(state, weights[0], update.trainable if takes_others else update)
         is_rejected, measurements = should_reject_update(new_state, update)
+        new_weights = (trainable, updated_values(rules, weights[1], update)) if takes_others else (trainable,)
         kept = jax.tree.map(
-            lambda old, new: jnp.where(is_rejected, old, new), (state, trainable), (new_state, new_trainable)
+            lambda old, new: jnp.where(is_rejected, old, new), (state, weights), (new_state, new_weights)
         )
         return (*kept, {} if measurements is None else measurements)
 
-    @federated_computation(at_server(state_type), at_server(model_weights_type), at_server(trainable_type))
+    @federated_computation(at_server(state_type), at_server(model_weights_type), at_server(update_type))
     def next_fn(state: Any, weights: Any, update: Any) -> Any:
-        state, trainable, measurements = federated_map(step, (state, weights.trainable, update))
-        new_weights = federated_zip(ModelWeights(trainable, weights.non_trainable))
-        return MeasuredProcessOutput(state, new_weights, measurements)
+        stepped = (weights.trainable, weights.non_trainable) if takes_others else (weights.trainable,)
+        state, stepped, measurements = federated_map(step, (state, stepped, update))
+        non_trainable = stepped[1] if takes_others else weights.non_trainable
+        return MeasuredProcessOutput(state, federated_zip(ModelWeights(stepped[0], non_trainable)), measurements)
 
     get_hparams = jax_computation(state_type)(optimizer.get_hparams)
     set_hparams = jax_computation(state_type, get_hparams.type_signature.result)(optimizer.set_hparams)

@@ -15,6 +15,7 @@ from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.learning import _metric
 from koinon.learning._losses import masked_mean
 from koinon.learning._metric import BatchOutput, Metric
+from koinon.learning._non_trainable import resolve_rules
 from koinon.learning._weights import ModelWeights
 from koinon.types import (
     StructType,
@@ -81,10 +82,13 @@ class FunctionalModel:
         there.
       input_spec: what `koinon.types.to_type` reads as the type of one example, without a batch dimension.
       split_example: takes a batch of examples to `(x, y)`; by default an example has fields `x` and `y`, or is a pair.
+      non_trainable_rules: what becomes of the non-trainable weights when clients train: a `NonTrainableRule`, or a
+        pytree of them in the structure of the weights or of the top of it. None, also within the pytree, means the
+        default: floats are averaged, PRNG keys folded with a key of the client, and all else stays as at the server.
 
     Raises:
       KoinonTypeError: the parts do not fit: no `x` and `y`, a loss of another shape than `[batch]`, weights that are no
-        arrays, a metric whose state changes its type.
+        arrays, a metric whose state changes its type, a rule for non-trainable weights that cannot follow it.
     """
 
     def __init__(
@@ -96,8 +100,10 @@ class FunctionalModel:
         metrics_fns: Mapping[str, Metric] | None = None,
         input_spec: Any,
         split_example: Callable[[Any], tuple[Any, Any]] | None = None,
+        non_trainable_rules: Any = None,
     ) -> None:
         self.initial_weights = _as_weights(initial_weights)
+        self.non_trainable_rules = resolve_rules(self.initial_weights.non_trainable, non_trainable_rules)
         self.input_spec = to_type(input_spec)
         self.metrics: dict[str, Metric] = {
             "loss": _metric.loss(),

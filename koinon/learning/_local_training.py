@@ -135,7 +135,8 @@ def strong_types(tree: Any) -> Any:
 
 def is_finite(tree: Any) -> Any:
     """Whether every number of every leaf is finite, a bool scalar."""
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)
 
 

@@ -4,50 +4,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from koinon.computation import (
-    federated_broadcast,
-    federated_computation,
-    federated_eval,
-    federated_map,
-    federated_split_key,
-    federated_zip,
-    jax_computation,
-)
 from koinon.learning._client_weighting import ClientWeighting, Weighting, check_weighting, weight_of
-from koinon.learning._client_work import ClientResult, ClientWorkProcess
+from koinon.learning._client_work import ClientWorkProcess
 from koinon.learning._functional_model import FunctionalModel
-from koinon.learning._local_training import BatchPlan, is_finite, strong_types, train_on_batches, where
-from koinon.learning._metrics_aggregation import MetricsAggregator, sum_then_finalize
-from koinon.learning._optimizer import Optimizer, as_optimizer
-from koinon.learning._weights import ModelWeights
-from koinon.templates import MeasuredProcessOutput
-from koinon.types import SERVER, SequenceType, StructType, at_clients, at_server, strip_placement
-
-NUM_NON_FINITE_CLIENTS_KEY = "num_non_finite_clients"
-
-
-class LocalTrainingState(NamedTuple):
-    """The state of a client work that trains.
-
-    Attributes:
-      hparams: the hyperparameters of the clients' optimizer, by name.
-      key: a PRNG key, from which every client of every round has one of its own; `()` where nothing is random.
-    """
-
-    hparams: Any
-    key: Any
-
-
-class ClientOutput(NamedTuple):
-    """What a client returns: its contribution, and its metrics before they are finalized."""
-
-    result: ClientResult
-    metrics: Any
+from koinon.learning._local_training import BatchPlan, train_on_batches
+from koinon.learning._metrics_aggregation import MetricsAggregator
+from koinon.learning._optimizer import as_optimizer
+from koinon.learning._training_work import (
+    ClientInputs,
+    Trained,
+    build_training_work,
+    keys_of_client,
+    optimizer_state_with,
+)
 
 
 def build_model_delta_client_work(
@@ -71,12 +45,14 @@ def build_model_delta_client_work(
         update = initial - w
 
     A client whose update is not finite returns zeros with weight 0 and no metrics, and is counted in
-    `num_non_finite_clients`. Non-trainable weights change while a client trains and are then forgotten: the server
-    keeps its own.
+    `num_non_finite_clients`. What becomes of non-trainable weights is declared by the model, see
+    `koinon.learning.models.NonTrainableRule`.
 
     Type: `(<S@SERVER,{W}@CLIENTS,{D*}@CLIENTS> ->
     <state=S@SERVER,result={<update=T,update_weight=float32>}@CLIENTS,measurements=<train=M>@SERVER>)`, where W is the
-    type of the model's weights, T that of the trainable ones, and D the type of an example.
+    type of the model's weights, T that of the trainable ones, and D the type of an example. If the server takes some
+    of the non-trainable weights, the update is `<trainable=T,mean=...,max=...>`; if clients keep some, the process has
+    a client state.
 
     Args:
       model: the model.
@@ -139,96 +115,28 @@ def build_local_training(
     """
     optimizer = as_optimizer(optimizer)
     check_weighting(client_weighting)
-    needs_key = plan.shuffle or model.uses_key
-    aggregate_metrics = (metrics_aggregator or sum_then_finalize)(training_finalizers(model))
-    weights_type, data_type = model.weights_type, SequenceType(model.input_spec)
 
-    @jax_computation
-    def initial_state() -> LocalTrainingState:
-        hparams = optimizer.get_hparams(optimizer.initialize(model.initial_weights.trainable))
-        return LocalTrainingState(strong_types(hparams), jax.random.key(seed) if needs_key else ())
-
-    state_type = initial_state.type_signature.result
-
-    def client_update(inputs: dict[str, Any]) -> ClientOutput:
-        initial, data = inputs["weights"], inputs["data"]
-        order_key, model_key = jax.random.split(inputs["key"]) if needs_key else (None, None)
+    def train(inputs: ClientInputs) -> Trained:
+        initial = inputs.weights.trainable
+        order_key, model_key, _ = keys_of_client(inputs.key)
         trained = train_on_batches(
             model,
             optimizer,
-            initial,
-            optimizer_state_with(optimizer, initial.trainable, inputs.get("hparams", {})),
-            plan.batches(data, order_key),
+            inputs.weights,
+            optimizer_state_with(optimizer, initial, inputs.hparams),
+            plan.batches(inputs.data, order_key),
             model_key,
-            None if adjust_gradients is None else functools.partial(adjust_gradients, initial.trainable),
+            None if adjust_gradients is None else functools.partial(adjust_gradients, initial),
         )
-        delta = jax.tree.map(jnp.subtract, initial.trainable, trained.weights.trainable)
-        weight = weight_of(client_weighting, plan.num_examples(data))
-        return without_non_finite(model, delta, weight, trained.metrics)
+        delta = jax.tree.map(jnp.subtract, initial, trained.weights.trainable)
+        weight = weight_of(client_weighting, plan.num_examples(inputs.data))
+        return Trained(delta, weight, trained.weights.non_trainable, trained.metrics)
 
-    @federated_computation
-    def initialize_fn() -> Any:
-        return federated_eval(initial_state, SERVER)
-
-    @federated_computation(at_server(state_type), at_clients(weights_type), at_clients(data_type))
-    def next_fn(state: Any, weights: Any, data: Any) -> Any:
-        inputs = {"weights": weights, "data": data}
-        if len(state_type["hparams"]):
-            inputs["hparams"] = federated_broadcast(state.hparams)
-        if needs_key:
-            next_key, round_key = federated_map(lambda key: tuple(jax.random.split(key)), state.key)
-            inputs["key"] = federated_split_key(round_key)
-            state = federated_zip(LocalTrainingState(state.hparams, next_key))
-        outputs = federated_map(client_update, inputs)
-        measurements = federated_zip({"train": aggregate_metrics(outputs.metrics)})
-        return MeasuredProcessOutput(state, outputs.result, measurements)
-
-    return ClientWorkProcess(
-        initialize_fn,
-        next_fn,
-        get_hparams_fn=jax_computation(state_type)(lambda state: state.hparams),
-        set_hparams_fn=jax_computation(state_type, state_type["hparams"])(
-            lambda state, hparams: state._replace(hparams=hparams)
-        ),
+    return build_training_work(
+        model,
+        train,
+        hparams=optimizer.get_hparams(optimizer.initialize(model.initial_weights.trainable)),
+        needs_key=plan.shuffle or model.uses_key,
+        metrics_aggregator=metrics_aggregator,
+        seed=seed,
     )
-
-
-def optimizer_state_with(optimizer: Optimizer, trainable: Any, hparams: Any) -> Any:
-    """The initial state of an optimizer for these weights, with these hyperparameters."""
-    state = optimizer.initialize(trainable)
-    return optimizer.set_hparams(state, hparams) if hparams else state
-
-
-def without_non_finite(model: FunctionalModel, update: Any, weight: Any, metrics: dict[str, Any]) -> ClientOutput:
-    """What a client returns; nothing but a count where its update is not finite."""
-    finite = is_finite(update)
-    metrics = where(finite, metrics, strong_types(model.initialize_metrics_state()))
-    return ClientOutput(
-        ClientResult(where(finite, update, jax.tree.map(jnp.zeros_like, update)), jnp.where(finite, weight, 0.0)),
-        {**metrics, NUM_NON_FINITE_CLIENTS_KEY: jnp.where(finite, 0, 1).astype(jnp.int32)},
-    )
-
-
-def training_finalizers(model: FunctionalModel) -> dict[str, Callable[[Any], Any]]:
-    """The finalizers of a model's metrics while it trains, by name."""
-    finalizers = {name: metric.finalize for name, metric in model.metrics.items()}
-    return {**finalizers, NUM_NON_FINITE_CLIENTS_KEY: lambda count: count}
-
-
-def result_types(client_work: ClientWorkProcess) -> tuple[Any, Any]:
-    """The types of the update and of the weight that a client returns."""
-    output_type = client_work.next.type_signature.result
-    assert isinstance(output_type, StructType)
-    result_type = strip_placement(output_type["result"])
-    assert isinstance(result_type, StructType)
-    return result_type["update"], result_type["update_weight"]
-
-
-def initial_weights_fn(model: FunctionalModel) -> Any:
-    """The computation of a model's initial weights, `( -> W)`."""
-
-    @jax_computation
-    def initial_weights() -> ModelWeights:
-        return model.initial_weights
-
-    return initial_weights

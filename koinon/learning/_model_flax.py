@@ -28,6 +28,7 @@ def from_flax(
     key: Any = None,
     split_example: Callable[[Any], tuple[Any, Any]] | None = None,
     trainable: Any = None,
+    non_trainable_rules: Any = None,
 ) -> FunctionalModel:
     """The model that a Flax module is, of Linen or NNX.
 
@@ -59,6 +60,8 @@ def from_flax(
       split_example: see `FunctionalModel`.
       trainable: which variables of an NNX module are trained, an NNX filter; `nnx.Param` by default, `nnx.LoRAParam`
         to train adapters alone.
+      non_trainable_rules: what becomes of batch statistics and the like, see `FunctionalModel`; by default the server's
+        are averaged over the clients.
 
     Raises:
       MissingDependencyError: Flax is not installed.
@@ -94,6 +97,7 @@ def from_flax(
         metrics_fns=metrics,
         input_spec=example_spec,
         split_example=split_example,
+        non_trainable_rules=non_trainable_rules,
     )
 
 

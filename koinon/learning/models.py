@@ -9,6 +9,7 @@ from koinon.learning._functional_model import (
 )
 from koinon.learning._model_flax import from_flax
 from koinon.learning._model_functional import functional
+from koinon.learning._non_trainable import NonTrainableRule
 from koinon.learning._weights import ModelWeights
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "FunctionalModel",
     "ModelOutput",
     "ModelWeights",
+    "NonTrainableRule",
     "evaluate",
     "from_flax",
     "functional",

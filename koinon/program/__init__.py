@@ -12,17 +12,6 @@ from koinon._errors import (
 )
 from koinon.program._checkpoint import FileProgramStateManager, ProgramStateManager
 from koinon.program._container import pytree_from_bytes, pytree_to_bytes
-from koinon.program._files import CSVFileReleaseManager, CSVSaveMode, JSONLinesReleaseManager
-from koinon.program._pytree_files import load_pytree, save_pytree
-from koinon.program._release import (
-    DelayedReleaseManager,
-    FilteringReleaseManager,
-    GroupingReleaseManager,
-    LoggingReleaseManager,
-    MemoryReleaseManager,
-    PeriodicReleaseManager,
-    ReleaseManager,
-)
 from koinon.program._data_source import (
     Capability,
     DatasetDataSource,
@@ -37,9 +26,19 @@ from koinon.program._federated_context import (
     check_in_federated_context,
     contains_only_server_placed_data,
 )
+from koinon.program._files import CSVFileReleaseManager, CSVSaveMode, JSONLinesReleaseManager
+from koinon.program._pytree_files import load_pytree, save_pytree
 from koinon.program._references import MaterializableValueReference, materialize_value
+from koinon.program._release import (
+    DelayedReleaseManager,
+    FilteringReleaseManager,
+    GroupingReleaseManager,
+    LoggingReleaseManager,
+    MemoryReleaseManager,
+    PeriodicReleaseManager,
+    ReleaseManager,
+)
 from koinon.program._trackers import MLflowReleaseManager, TensorBoardReleaseManager, WandbReleaseManager
-
 
 __all__ = [
     "CSVFileReleaseManager",

@@ -15,15 +15,16 @@ def carry_settings(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     All of these are settings of a thread, and a new thread begins without them.
     """
-    device, enable_x64 = jax.config.jax_default_device, jax.config.jax_enable_x64
+    config: Any = jax.config
+    device, enable_x64 = config.jax_default_device, config.jax_enable_x64
     context = contextvars.copy_context()
 
     def call(*args: Any) -> Any:
         with contextlib.ExitStack() as stack:
             # Only what differs: a setting of a thread makes JAX compile anew, even where it has the global value.
-            if jax.config.jax_default_device != device:
+            if config.jax_default_device != device:
                 stack.enter_context(jax.default_device(device))
-            if jax.config.jax_enable_x64 != enable_x64:
+            if config.jax_enable_x64 != enable_x64:
                 stack.enter_context(jax.enable_x64(enable_x64))
             return context.copy().run(fn, *args)
 

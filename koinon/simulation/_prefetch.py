@@ -50,5 +50,5 @@ def _prefetch(
 
 
 def _on_device(cohort: Cohort) -> Cohort:
-    jax.block_until_ready(cohort.packed.device_buffers)
+    jax.block_until_ready(cohort.packed.on_device())
     return cohort

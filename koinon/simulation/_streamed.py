@@ -10,14 +10,14 @@ from typing import Any, final
 import numpy as np
 
 from koinon._errors import KoinonValueError
-from koinon.computation import Cohort, PackedSequences
-from koinon.simulation._columns import Columns, assemble, leaf_specs, read_columns
+from koinon.computation import Cohort
+from koinon.simulation._bucketed import Room, pack_bucketed
+from koinon.simulation._columns import Columns, assemble, read_columns
 from koinon.simulation._ids import as_ids, unknown_client_error
 from koinon.simulation._prefetch import prefetch_cohorts
 from koinon.simulation._summary import ClientDataSummary, merge_summaries, summarize
 from koinon.types import Type, to_type
 
-_MAX_ROWS = 2**31 - 1
 _CLIENTS_AT_A_TIME = 256
 
 
@@ -42,6 +42,7 @@ class StreamedClientData(abc.ABC):
         self._client_ids: Sequence[Hashable] = client_ids if isinstance(client_ids, range) else tuple(client_ids)
         self._known = None if isinstance(client_ids, range) else frozenset(self._client_ids)
         self._element_type = None if example_spec is None else to_type(example_spec)
+        self._room = Room()
         if not self._client_ids:
             raise KoinonValueError("A federated dataset needs at least one client.")
         if self._known is not None and len(self._known) != len(self._client_ids):
@@ -103,7 +104,7 @@ class StreamedClientData(abc.ABC):
         ids = list(self._client_ids) if client_ids is None else as_ids(client_ids)
         self._check_known(ids)
         distinct = dict(zip(dict.fromkeys(ids), itertools.count(), strict=False))
-        packed = _pack(self.element_type, list(self._columns(list(distinct))))
+        packed = pack_bucketed(self.element_type, list(self._columns(list(distinct))), self._room)
         return Cohort(packed, np.fromiter(map(distinct.__getitem__, ids), np.int32, len(ids)), ids)
 
     def prefetch(self, selections: Iterable[Iterable[Hashable]], buffer_size: int = 1) -> Iterator[Cohort]:
@@ -201,7 +202,7 @@ class StreamedClientData(abc.ABC):
         """
         ids, summaries = iter(self._client_ids), []
         while some := list(itertools.islice(ids, _CLIENTS_AT_A_TIME)):
-            packed = _pack(self.element_type, list(self._columns(some)))
+            packed = pack_bucketed(self.element_type, list(self._columns(some)), Room())
             summaries.append(summarize(packed, np.arange(len(some)), tuple(some)))
         return merge_summaries(summaries)
 
@@ -268,23 +269,6 @@ def apply_to_clients(fn: Callable[[Any], Any], client_ids: Iterable[Hashable], v
         except Exception as error:
             error.add_note(f"This happened with the examples of client {client_id!r}.")
             raise
-
-
-def _pack(element_type: Type, parts: list[Columns]) -> PackedSequences:
-    """The examples of some clients back to back, in arrays with room for a power of two of them."""
-    lengths = np.array([part.num_rows for part in parts], np.int64)
-    total = int(lengths.sum())
-    if total > _MAX_ROWS:
-        raise KoinonValueError(f"A cohort has at most {_MAX_ROWS} examples.", found=str(total))
-    rows = 1 << max(0, total - 1).bit_length()
-    buffers = []
-    for leaf, (dtype, shape) in enumerate(leaf_specs(element_type)):
-        buffer = np.zeros((rows, *shape), dtype)
-        if parts:
-            np.concatenate([part.leaves[leaf] for part in parts], out=buffer[:total])
-        buffer.flags.writeable = False
-        buffers.append(buffer)
-    return PackedSequences(element_type, buffers, np.cumsum(lengths) - lengths, lengths)
 
 
 def _what(client_id: Hashable) -> str:

@@ -227,7 +227,8 @@ class SystemSimulation:
         late = ~counted & ~dropped
         if counted.sum() < self._min_reports:
             counted[:] = False
-        return RoundOutcome(selected, *(_chosen(selected, mask) for mask in (counted, dropped, late)), end)
+        reported, vanished, too_late = (_chosen(selected, mask) for mask in (counted, dropped, late))
+        return RoundOutcome(selected, reported, vanished, too_late, end)
 
     def elapsed(self, rounds: Iterable[int], size: int) -> np.ndarray:
         """The simulated time at the end of each of some rounds, played one after the other; float `[rounds]`."""

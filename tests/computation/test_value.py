@@ -325,6 +325,8 @@ def test_a_value_that_escaped_from_its_computation_cannot_be_used_in_another() -
     kept = []
     ko.federated_computation(lambda v: kept.append(v) or v, INT)
     with pytest.raises(TracingError, match="used outside the computation that it belongs to"):
+        ko.federated_computation(lambda v: ko.federated_sum(kept[0]), INT)
+    with pytest.raises(TracingError, match="must return traced values"):
         ko.federated_computation(lambda v: (v, kept[0]), INT)
 
 

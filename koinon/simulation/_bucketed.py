@@ -1,0 +1,67 @@
+"""Packed sequences of few sizes, so that computations on ever other cohorts are compiled a few times only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, final
+
+import jax
+import numpy as np
+
+from koinon._errors import KoinonValueError
+from koinon.computation import PackedSequences
+from koinon.simulation._columns import Columns, leaf_specs
+from koinon.types import Type
+
+_MAX_ROWS = 2**31 - 1
+
+
+@dataclasses.dataclass
+class Room:
+    """How many rows engines want after the last example, the greatest number that one has asked for yet."""
+
+    rows: int = 0
+
+
+@final
+class BucketedSequences(PackedSequences):
+    """Packed sequences whose number of rows is a power of two, the room after the last example included."""
+
+    def __init__(
+        self, element_type: Type, buffers: list[np.ndarray], offsets: np.ndarray, lengths: np.ndarray, room: Room
+    ) -> None:
+        super().__init__(element_type, buffers, offsets, lengths)
+        self._asked = room
+
+    def on_device(self, room: int = 0) -> tuple[jax.Array, ...]:
+        """The buffers on the default device; see `PackedSequences.on_device`."""
+        self._asked.rows = max(self._asked.rows, room)
+        total = int(self.lengths.sum())
+        return super().on_device(_bucket(total + self._asked.rows) - total)
+
+
+def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> BucketedSequences:
+    """The examples of some clients back to back.
+
+    Args:
+      element_type: the type of an example.
+      parts: the examples of each client.
+      room: what engines want; shared by the cohorts of a dataset, so that the first of them tells for the others.
+    """
+    lengths = np.array([part.num_rows for part in parts], np.int64)
+    total = int(lengths.sum())
+    if total > _MAX_ROWS:
+        raise KoinonValueError(f"A cohort has at most {_MAX_ROWS} examples.", found=str(total))
+    rows = _bucket(total + room.rows)
+    buffers: list[Any] = []
+    for leaf, (dtype, shape) in enumerate(leaf_specs(element_type)):
+        buffer = np.zeros((rows, *shape), dtype)
+        if parts:
+            np.concatenate([part.leaves[leaf] for part in parts], out=buffer[:total])
+        buffer.flags.writeable = False
+        buffers.append(buffer)
+    return BucketedSequences(element_type, buffers, np.cumsum(lengths) - lengths, lengths, room)
+
+
+def _bucket(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()
