@@ -1,12 +1,12 @@
 # Everything runs in a virtual environment that the first target to need it makes: `make demo`, `make test`.
-# PYTHON chooses the interpreter to make it with, VENV where it lies, JOBS how many tests run at once.
+# PYTHON chooses the interpreter to make it with, VENV where it lies, JOBS how many processes run the tests.
 
 ACCEPTED := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	if $$python -c '$(ACCEPTED)' 2>/dev/null; then echo $$python; break; fi; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-JOBS ?= 2
+JOBS ?= 0
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

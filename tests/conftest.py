@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator
 
 import pytest
@@ -14,3 +15,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test once on each of the backends that are always installed; gives the name of the one in use."""
     with ko.backends.use(request.param):
         yield request.param
+
+
+def pytest_ignore_collect(collection_path: pathlib.Path) -> bool | None:
+    """Leaves out modules that tests import: `--doctest-modules` would import each of them by itself."""
+    is_helper = collection_path.suffix == ".py" and not collection_path.name.startswith("test_")
+    return True if is_helper else None

@@ -47,7 +47,7 @@ def new_console(*, stderr: bool = False) -> Console:
 def errors_as_sentences() -> Iterator[None]:
     """Ends the program with a sentence on what went wrong; mistakes of the user with status 2."""
     # What training logs when it is stopped, the commands say themselves.
-    logging.getLogger("koinon.learning").propagate = False
+    logging.getLogger("koinon.learning").addHandler(logging.NullHandler())
     try:
         yield
     except UsageError as error:
@@ -55,7 +55,7 @@ def errors_as_sentences() -> Iterator[None]:
     except KoinonError as error:
         _fail(str(error), _FAILURE)
     except KeyboardInterrupt:
-        _fail("Stopped before training began.", _INTERRUPTED)
+        _fail("Interrupted.", _INTERRUPTED)
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,13 +24,16 @@ class RunProgress:
       metric: the metric to show beside the loss.
       done: how many rounds are over when the run begins.
       total: the number of rounds.
+
+    Attributes:
+      has_begun: whether a round is over.
     """
 
     def __init__(self, console: Console, metric: str, done: int, total: int) -> None:
         self._console = console
         self._metric = metric
         self._total = total
-        self._first = done + 1
+        self.has_begun = False
         self._times: collections.deque[float] = collections.deque(maxlen=_WINDOW)
         self._evaluation: Any = None
         self._last_line = time.monotonic()
@@ -58,12 +61,13 @@ class RunProgress:
         now = time.monotonic()
         self._times.append(now)
         self._evaluation = report.evaluation if report.evaluation is not None else self._evaluation
-        number = report.round_number
+        number, is_first, self.has_begun = report.round_number, not self.has_begun, True
         text = "  ".join([*self._numbers(report), self._speed(number)])
         if self._bar is not None:
             self._bar.update(self._task, completed=number, description=text)
         elif (
-            number in (self._first, self._total)
+            is_first
+            or number == self._total
             or number % max(1, self._total // _LINES) == 0
             or now > self._last_line + _SECONDS_BETWEEN_LINES
         ):
@@ -74,9 +78,9 @@ class RunProgress:
     def _numbers(self, report: RoundReport) -> list[str]:
         train = report.metrics.get("client_work", {}).get("train", {}) if isinstance(report.metrics, dict) else {}
         test = (self._evaluation or {}).get("test", {})
-        parts = [f"train loss {train['loss']:.4f}"] if "loss" in train else []
+        parts = [f"loss {train['loss']:.4f}"] if "loss" in train else []
         if self._metric in test:
-            parts.append(f"test {self._metric} {test[self._metric]:.4f}")
+            parts.append(f"test {self._metric} {test[self._metric]:.4f}" if self._metric == "loss" else f"{self._metric} {test[self._metric]:.4f}")
         return parts
 
     def _speed(self, number: int) -> str:

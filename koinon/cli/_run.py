@@ -203,14 +203,14 @@ def _train(
 ) -> TrainingResult:
     manager = folder.checkpoints()
     done = max(manager.get_versions() or [0])
-    if done:
-        console.print(f"resuming after round {done}" if done < config.rounds else f"all {done} rounds are done")
     timing = folder.timing_manager()
     with warnings.catch_warnings(record=True) as caught, RunProgress(console, task.metric, done, config.rounds) as bar:
         warnings.simplefilter("always", RuntimeWarning)
 
         def show(report: RoundReport) -> None:
             _print_warnings(console, caught)
+            if not bar.has_begun and report.round_number > 1:
+                console.print(f"resuming after round {report.round_number - 1}")
             timing.release({"seconds": report.seconds}, report.round_number)
             bar(report)
 
@@ -281,10 +281,10 @@ def _finish(
         draw_curves(metrics, task.metric, title, folder.curves_path)
     except MissingDependencyError as error:
         console.print(f"Note: {error}")
-    seconds = folder.read_timing().get("seconds")
-    if seconds is not None and len(result.history):
-        trained = float(result.history["seconds"].sum())
-        console.print(f"{len(result.history['seconds'])} rounds in {duration(trained)}")
+    if result.history.num_rows:
+        console.print(f"{result.history.num_rows} rounds in {duration(float(result.history['seconds'].sum()))}")
+    else:
+        console.print(f"all {result.round_number} rounds were done")
     column = metrics.get(f"test/{task.metric}")
     if column is None or not len(column) or math.isnan(column[-1]):
         console.print(f"finished  (run folder: {folder.path})")

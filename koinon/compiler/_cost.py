@@ -287,7 +287,8 @@ def _shape(leaf: TensorType, length: int) -> jax.ShapeDtypeStruct:
     if leaf.shape is None or None in leaf.shape[1:]:
         raise KoinonValueError("The size of a client's value is not known.", found=leaf)
     dtype: Any = leaf.dtype
-    return jax.ShapeDtypeStruct(tuple([length if dim is None else dim for dim in leaf.shape]), dtype)
+    # An empty buffer cannot be read from, not even by the program of a loop that takes no step.
+    return jax.ShapeDtypeStruct(tuple([max(length, 1) if dim is None else dim for dim in leaf.shape]), dtype)
 
 
 def _sent(step: Step) -> list[PlanValue]:

@@ -161,7 +161,7 @@ class _Analysis:
                 return operands[0](operands[1])
             case "federated_eval_at_server" | "federated_eval_at_clients":
                 return operands(None)
-            case "federated_broadcast":
+            case "federated_broadcast" | "federated_split_key":
                 flows = self.interpreter.flatten(step.output.type, operands)
                 return self.interpreter.unflatten(step.output.type, [_received(flow) for flow in flows])
             case "federated_select" | "federated_secure_select":
@@ -170,7 +170,7 @@ class _Analysis:
                 unplaced = strip_placement(step.node.type)
                 assert isinstance(unplaced, FunctionType)
                 return self.interpreter.evaluator.evaluate(ir.Intrinsic(name, unplaced), {})(operands)
-            case _:  # federated_zip, federated_value_at_*, federated_split_key
+            case _:  # federated_zip, federated_value_at_*
                 return operands
 
     def _select(self, step: Step, operands: Any) -> AbstractSequence:
@@ -271,4 +271,6 @@ def arriving_marks(arrival: Arrival) -> Marks:
         weakest = marks if weakest is None else weaker_marks(weakest, marks)
     if weakest is None:
         return Marks()
-    return weakest.without_bound(arrival.step.operator) if arrival.route is Route.REVEALING else weakest
+    # A weighted mean multiplies what was clipped, and a single client's value is not made private by noise on it later.
+    unbounded = arrival.route is Route.REVEALING or arrival.step.operator == "federated_weighted_mean"
+    return weakest.without_bound(arrival.step.operator) if unbounded else weakest

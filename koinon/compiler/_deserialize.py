@@ -16,7 +16,7 @@ from koinon.compiler._constants import read_constant
 from koinon.compiler._node_rows import Measure, row_children
 from koinon.compiler._program import Program
 from koinon.compiler._program_rows import read_program
-from koinon.compiler._type_rows import read_container, read_type
+from koinon.compiler._type_rows import TypeReader, read_container
 from koinon.compiler._wire import refuse, unpack
 from koinon.computation import INTRINSICS, Computation
 from koinon.computation import _ir as ir
@@ -26,7 +26,6 @@ from koinon.computation._precision import check_precision
 from koinon.types import CLIENTS, SERVER, FunctionType, TensorType, Type
 
 _MAX_NAME = 1000
-_MAX_TYPE = 1_000_000
 _BINDING = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _PLACEMENTS = {str(placement): placement for placement in (CLIENTS, SERVER)}
 
@@ -69,11 +68,18 @@ class _Reader:
         self._rows: list[Any] = header["nodes"]
         self._program_rows: list[Any] = header["programs"]
         self._blobs = blobs
-        self._types = [read_type(row, f"types[{i}]") for i, row in enumerate(header["types"])]
+        self._type_reader = TypeReader()
+        for row in header["types"]:
+            self._type_reader.read(row)
+        self._types = self._type_reader.types
         self._programs: dict[tuple[int, Type], Program] = {}
         self._nodes: list[ir.Expression] = []
-        self._sizes: dict[Type, int] = {}
-        self._used: dict[str, set[int]] = {"types": set(), "programs": set(), "blobs": set(), "nodes": set()}
+        self._used: dict[str, set[int]] = {
+            "types": self._type_reader.used,
+            "programs": set(),
+            "blobs": set(),
+            "nodes": set(),
+        }
         self._read_row: dict[str, Callable[..., ir.Expression]] = {
             "reference": self._reference,
             "lambda": self._lambda,
@@ -97,8 +103,9 @@ class _Reader:
             if not isinstance(row, list) or not row or not isinstance(row[0], str) or row[0] not in self._read_row:
                 kind = row[0] if isinstance(row, list) and row else row
                 refuse("There is no expression of this kind.", at=at, found=repr(kind)[:100])
-            self._nodes.append(self._row(row, at))
-            measure.add(row)
+            node = self._row(row, at)
+            self._nodes.append(node)
+            measure.add(row, self._type_reader.sizes[node.type])
         if not self._nodes:
             refuse("There is no expression.", at="nodes")
         self._check_all_used()
@@ -141,13 +148,6 @@ class _Reader:
     def _node(self, position: Any, at: str) -> ir.Expression:
         return self._item("nodes", self._nodes, position, at)
 
-    def _size(self, type_: Type) -> int:
-        """The number of parts of a type, counted as often as they occur."""
-        size = self._sizes.get(type_)
-        if size is None:
-            size = self._sizes[type_] = 1 + sum([self._size(part) for part in type_.children()])
-        return size
-
     def _function_type(self, position: Any, at: str) -> FunctionType:
         type_ = self._type(position, at)
         if not isinstance(type_, FunctionType):
@@ -179,9 +179,6 @@ class _Reader:
         fields = tuple([(name, self._node(element, at)) for name, element in _pairs(elements, at)])
         if not all(name is None or isinstance(name, str) for name, _ in fields):
             refuse("The names of fields are text.", at=at)
-        size = sum([self._size(element.type) for _, element in fields])
-        if size > _MAX_TYPE:
-            refuse("The type of a structure is too large.", at=at, expected=f"at most {_MAX_TYPE} parts", found=size)
         return ir.Struct(fields, read_container(container, [name for name, _ in fields], at))
 
     def _selection(self, at: str, source: Any, index: Any) -> ir.Expression:

@@ -173,7 +173,7 @@ def join_flows(flows: Iterable[Flows]) -> Flows:
 
 
 # Operations that move the entries of a value, and change none but by a sign.
-_MOVES = frozenset({"reshape", "squeeze", "expand_dims", "transpose", "rev", "copy", "copy_p", "slice", "neg"})
+_MOVES = frozenset({"reshape", "squeeze", "expand_dims", "transpose", "rev", "copy", "slice", "neg", "stop_gradient"})
 _ADDITIONS = frozenset({"add", "add_any", "sub"})
 
 
@@ -199,8 +199,8 @@ class FlowDomain(Domain[Flows]):
         name = eqn.primitive.name
         if eqn.primitive is annotate_p:
             return [annotated(inputs[0], eqn.params["note"])]
-        if name in _MOVES or (name == "convert_element_type" and _is_exact(eqn)):
-            return inputs
+        if name in _MOVES or _is_exact_conversion(eqn) or _adds_dimensions(eqn):
+            return inputs[:1]
         if name in _ADDITIONS:
             first, second = inputs
             if not (first.are_clients and second.are_clients):
@@ -208,9 +208,19 @@ class FlowDomain(Domain[Flows]):
         return super().equation(eqn, inputs)
 
 
-def _is_exact(eqn: Any) -> bool:
+def _is_exact_conversion(eqn: Any) -> bool:
+    if eqn.primitive.name != "convert_element_type":
+        return False
     old, new = eqn.invars[0].aval.dtype, eqn.outvars[0].aval.dtype
     return jnp.promote_types(old, new) == new
+
+
+def _adds_dimensions(eqn: Any) -> bool:
+    """Whether a broadcast repeats nothing."""
+    if eqn.primitive.name != "broadcast_in_dim":
+        return False
+    old, new = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    return [str(size) for size in old if str(size) != "1"] == [str(size) for size in new if str(size) != "1"]
 
 
 def _shifted(flows: Flows) -> Flows:

@@ -1,4 +1,7 @@
-"""How large a table of expressions may be, once each row is put in the place of every reference to it."""
+"""How large a table of expressions may be, once each row is put in the place of every reference to it.
+
+The checker and the engines walk expressions and compare their types; what they do for a computation is bounded here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ MAX_DEPTH = 200
 
 MAX_NODES = 50_000
 """How many expressions there may be, those that occur several times counted as often."""
+
+MAX_PARTS = 20_000_000
+"""How many parts the types of all expressions may have together."""
 
 
 def row_children(row: Sequence[Any]) -> Iterator[int]:
@@ -38,9 +44,14 @@ class Measure:
     def __init__(self) -> None:
         self._depths: list[int] = []
         self._counts: list[int] = []
+        self._parts: list[int] = []
 
-    def add(self, row: Sequence[Any]) -> None:
+    def add(self, row: Sequence[Any], parts: int) -> None:
         """Measures the next row.
+
+        Args:
+          row: the row.
+          parts: the number of parts of the type of its expression.
 
         Raises:
           SerializationError: where it is too deep or too large.
@@ -56,5 +67,9 @@ class Measure:
             )
         if count > MAX_NODES:
             raise SerializationError("A computation is too large.", expected=f"at most {MAX_NODES} expressions")
+        parts += sum([self._parts[child] for child in children])
+        if parts > MAX_PARTS:
+            raise SerializationError("The types of a computation are too large.", expected=f"at most {MAX_PARTS} parts")
         self._depths.append(depth)
         self._counts.append(count)
+        self._parts.append(parts)

@@ -192,7 +192,7 @@ class _Rows:
                 yield from self._rows_of(named, flows, feeds_back=position in fed_back)
         steps = [step for step in self.flow.plan.steps() if step.operator in _SENDS]
         for number, step in enumerate(steps):
-            value = step.operands if step.operator == "federated_broadcast" else step.operands[2]
+            value = step.operands[2] if isinstance(step.operands, tuple) else step.operands
             if isinstance(value, PlanValue):
                 for leaf, flows in self._leaves(value, f"broadcast[{number}]"):
                     yield from self._rows_of(leaf, flows)
@@ -293,7 +293,7 @@ class _Rows:
             )
 
 
-_SENDS = ("federated_broadcast", "federated_select", "federated_secure_select")
+_SENDS = ("federated_broadcast", "federated_split_key", "federated_select", "federated_secure_select")
 
 
 def _known(number: float | None) -> float | str:

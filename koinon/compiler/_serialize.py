@@ -2,7 +2,7 @@
 
 The header of the frame (`_wire`) has five tables and the name of the computation; rows refer to each other by position:
 
-    types     [notation, containers]
+    types     see `_type_rows`
     programs  {convention, derivative, dimensions, module, platforms}
     nodes     the expression, subexpressions first, the whole last; equal ones once:
               ["reference", name, type]                    ["selection", source, index]
@@ -24,7 +24,7 @@ from koinon.compiler._constants import constant_bytes
 from koinon.compiler._export import export_program
 from koinon.compiler._node_rows import MAX_DEPTH, Measure
 from koinon.compiler._program_rows import program_row
-from koinon.compiler._type_rows import type_row
+from koinon.compiler._type_rows import TypeSizes, type_row
 from koinon.compiler._wire import canonical_json, fingerprint_of, pack
 from koinon.computation import Computation
 from koinon.computation import _ir as ir
@@ -54,9 +54,6 @@ def serialize(computation: Computation) -> bytes:
     """
     writer = _Writer()
     writer.write(computation.expression, 0)
-    measure = Measure()
-    for row in writer.nodes.rows:
-        measure.add(row)
     header = {
         "name": computation.name,
         "nodes": writer.nodes.rows,
@@ -104,6 +101,8 @@ class _Writer:
         self._blob_positions: dict[bytes, int] = {}
         self._written: dict[int, int] = {}
         self._type_positions: dict[Type, int] = {}
+        self._sizes = TypeSizes()
+        self._measure = Measure()
 
     def write(self, node: ir.Expression, depth: int) -> int:
         """The position of an expression, written where it is new."""
@@ -112,7 +111,11 @@ class _Writer:
             return known
         if depth >= MAX_DEPTH:
             raise SerializationError("A computation is nested too deeply.", expected=f"at most {MAX_DEPTH} levels")
-        position = self.nodes.position(self._row(node, depth + 1))
+        row = self._row(node, depth + 1)
+        count = len(self.nodes.rows)
+        position = self.nodes.position(row)
+        if position == count:
+            self._measure.add(row, self._sizes[node.type])
         self._written[id(node)] = position
         return position
 
@@ -147,7 +150,7 @@ class _Writer:
     def _type(self, type_: Type) -> int:
         position = self._type_positions.get(type_)
         if position is None:
-            position = self._type_positions[type_] = self.types.position(type_row(type_))
+            position = self._type_positions[type_] = self.types.position(type_row(type_, self._type))
         return position
 
     def _blob(self, data: bytes) -> int:

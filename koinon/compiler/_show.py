@@ -132,11 +132,10 @@ def mermaid(type_: FunctionType, parameter: Any, phases: tuple[Phase, ...], resu
     edges: list[str] = []
     for value in plan_values(parameter):
         nodes[str(value.placement)].append(f'    n{value.index}[/"{_escape(names.of(value))}"/]')
-    for step in (step for p in phases for step in (*p.server, *p.clients, *p.aggregations)):
-        text = _escape(operation_text(step, names))
+    for step, text in step_texts(type_, parameter, phases).items():
         outputs = list(plan_values(step.output))
         for value in outputs:
-            nodes[str(value.placement)].append(f'    n{value.index}["{text}"]')
+            nodes[str(value.placement)].append(f'    n{value.index}["{_escape(text)}"]')
             for source in plan_values(step.operands):
                 arrow = "==>" if source.placement is not value.placement else "-->"
                 edges.append(f"  n{source.index} {arrow} n{value.index}")

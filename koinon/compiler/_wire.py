@@ -26,6 +26,7 @@ from koinon._errors import KoinonTypeError, SerializationError
 
 MAGIC = b"\x89KOINON\n"
 VERSION = 1
+MAX_HEADER = 4 * 2**20
 _PREFIX = struct.Struct("<8sIIQ")
 HEADER_OFFSET = _PREFIX.size
 _DIGEST = hashlib.sha256().digest_size
@@ -55,6 +56,14 @@ def canonical_json(value: Any) -> bytes:
 def pack(header: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     """A header and blobs as one framed sequence of bytes."""
     text = canonical_json({**header, "blobs": [len(blob) for blob in blobs]})
+    if len(text) > MAX_HEADER:
+        refuse(
+            "A computation is too large to be serialized.",
+            at="everything",
+            expected=f"a header of at most {MAX_HEADER} bytes",
+            found=f"{len(text)} bytes",
+            hint="use fewer and larger arrays, for example one array for all layers of a kind",
+        )
     total = HEADER_OFFSET + len(text) + sum(map(len, blobs)) + _DIGEST
     body = b"".join([_PREFIX.pack(MAGIC, VERSION, len(text), total), text, *blobs])
     return body + hashlib.sha256(body).digest()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from koinon._errors import InvalidIntermediateRepresentationError, KoinonError
 from koinon.computation import _ir as ir
 from koinon.computation._flat import leaf_types
 from koinon.computation._intrinsics import INTRINSICS
 from koinon.computation._print import compact
-from koinon.types import FunctionType, StructType, Type
+from koinon.types import FunctionType, StructType, TensorType, Type
 
 
 def check(node: ir.Expression) -> None:
@@ -50,9 +51,8 @@ def _check(node: ir.Expression, scope: dict[str, Type]) -> None:
             if not isinstance(node.source.type, StructType) or not 0 <= node.index < len(node.source.type):
                 _refuse(node, f"selects field {node.index}, which does not exist", None, node.source.type)
         case ir.Local():
-            expected = len(leaf_types(node.type.parameter)) if node.type.parameter is not None else 0
-            if len(node.program.jaxpr.invars) != expected:
-                _refuse(node, "takes another number of leaves than its type", expected, len(node.program.jaxpr.invars))
+            _check_leaves(node, "takes", node.type.parameter, node.program.in_avals)
+            _check_leaves(node, "gives", node.type.result, node.program.out_avals)
         case _:
             return
 
@@ -81,6 +81,18 @@ def _check_call(node: ir.Call, scope: dict[str, Type]) -> None:
         and not function_type.parameter.is_assignable_from(argument_type)
     ):
         _refuse(node, "has an argument that the function does not take", function_type.parameter, argument_type)
+
+
+def _check_leaves(node: ir.Local, verb: str, type_: Type | None, avals: Sequence[Any]) -> None:
+    """Checks that the arrays of a program are the leaves of a type, an unknown dimension being any symbol."""
+    expected = [] if type_ is None else [(leaf.dtype, leaf.shape) for leaf in leaf_types(type_)]
+    found = [(aval.dtype, tuple([d if isinstance(d, int) else None for d in aval.shape])) for aval in avals]
+    if expected != found:
+        _refuse(node, f"{verb} other leaves than its type has", _list(expected), _list(found))
+
+
+def _list(leaves: Sequence[tuple[Any, Any]]) -> str:
+    return ", ".join(str(TensorType(dtype, shape)) for dtype, shape in leaves) or "none"
 
 
 def _refuse(node: ir.Expression, what: str, expected: object, found: object) -> NoReturn:

@@ -16,7 +16,6 @@ import numpy as np
 from koinon._errors import CardinalityError
 from koinon.types import StructType, Type, to_container
 
-
 _COMMON_ROOM = 512
 _COMMON_BYTES = 2**23
 

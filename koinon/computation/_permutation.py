@@ -36,14 +36,14 @@ def permute(key: Any, length: Any) -> Callable[[Any], Any]:
         return (left * low.astype(jnp.uint32) + right).astype(jnp.int32)
 
     def index(x: Any) -> Any:
-        x = jnp.clip(jnp.asarray(x, jnp.int32), 0, size - 1)
-
         def walk(state: Any) -> Any:
             y, outside = state
             y = jnp.where(outside, cross(y), y)
             return y, y >= size
 
-        return jax.lax.while_loop(lambda state: jnp.any(state[1]), walk, (x, jnp.ones(x.shape, bool)))[0]
+        # Every index takes a first step; written once, since the network is long to compile.
+        x = jnp.clip(jnp.asarray(x, jnp.int32), 0, size - 1)
+        return jax.lax.while_loop(lambda state: jnp.any(state[1]), walk, (x, jnp.ones_like(x, bool)))[0]
 
     return index
 

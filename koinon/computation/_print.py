@@ -47,9 +47,8 @@ def compact(node: Expression) -> str:
 def selector(node: Selection) -> str:
     """The field that a selection takes, as `.name` or `[index]`."""
     source_type = node.source.type
-    assert isinstance(source_type, StructType)
-    name = source_type.items()[node.index][0]
-    return f".{name}" if name is not None else f"[{node.index}]"
+    names = source_type.fields() if isinstance(source_type, StructType) else []
+    return f".{names[node.index]}" if 0 <= node.index < len(names) else f"[{node.index}]"
 
 
 def formatted(node: Expression, indent: int = 0) -> str:

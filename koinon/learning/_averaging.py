@@ -84,6 +84,13 @@ def as_unweighted(model_aggregator: UnweightedAggregationFactory | None) -> Weig
     return as_weighted_aggregator(factory)
 
 
+def as_weighted(model_aggregator: Any) -> WeightedAggregationFactory | None:
+    """The aggregator of an algorithm that takes either kind; an unweighted one ignores the weights of the clients."""
+    if isinstance(model_aggregator, UnweightedAggregationFactory):
+        return as_weighted_aggregator(model_aggregator)
+    return model_aggregator
+
+
 def _create_aggregation(
     factory: WeightedAggregationFactory, update_type: Any, weight_type: Any, finish: Callable[[Any], Any] | None
 ) -> AggregationProcess:

@@ -117,6 +117,47 @@ def train_on_batches(
     return result
 
 
+class FullGradient(NamedTuple):
+    """The gradient over all of a client's examples.
+
+    Attributes:
+      gradients: those of the mean loss; zeros where there are no examples.
+      non_trainable: the non-trainable weights after all batches.
+      metrics: the states of the model's metrics.
+    """
+
+    gradients: Any
+    non_trainable: Any
+    metrics: dict[str, Any]
+
+
+def full_gradient(model: FunctionalModel, weights: ModelWeights, batches: Sequence, key: Any) -> FullGradient:
+    """The gradient of the mean loss over all examples of a sequence of batches, without any step.
+
+    Args:
+      model: the model.
+      weights: the `ModelWeights` at which it is taken.
+      batches: a sequence of `Batch`.
+      key: a PRNG key, where the model uses one.
+    """
+
+    def add(carry: tuple[FullGradient, Any, Any], batch: Batch) -> tuple[FullGradient, Any, Any]:
+        (total, non_trainable, metrics), num_examples, count = carry
+        batch_key = jax.random.fold_in(key, count) if model.uses_key else None
+        own_weights = ModelWeights(weights.trainable, non_trainable)
+        gradients, outputs = gradients_of_batch(model, own_weights, batch, batch_key)
+        examples = jnp.sum(batch.mask, dtype=jnp.float32)
+        total = jax.tree.map(lambda t, g: t + examples.astype(g.dtype) * g, total, gradients)
+        metrics = model.update_metrics_state(metrics, outputs.batch_output)
+        return FullGradient(total, outputs.non_trainable, metrics), num_examples + examples, count + 1
+
+    nothing = jax.tree.map(jnp.zeros_like, weights.trainable)
+    initial = FullGradient(nothing, weights.non_trainable, model.initialize_metrics_state())
+    result, num_examples, _ = batches.reduce(strong_types((initial, jnp.float32(0), jnp.int32(0))), add)
+    divisor = jnp.maximum(num_examples, 1)
+    return result._replace(gradients=jax.tree.map(lambda total: total / divisor.astype(total.dtype), result.gradients))
+
+
 def gradients_of_batch(model: FunctionalModel, weights: ModelWeights, batch: Batch, key: Any) -> tuple[Any, Any]:
     """The gradients of the mean loss of a batch in the trainable weights, and the forward pass."""
 

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from koinon.learning._client_weighting import ClientWeighting, Weighting, check_weighting, weight_of
 from koinon.learning._client_work import ClientWorkProcess
 from koinon.learning._functional_model import FunctionalModel
-from koinon.learning._local_training import BatchPlan, train_on_batches
+from koinon.learning._local_training import BatchPlan
 from koinon.learning._metrics_aggregation import MetricsAggregator
 from koinon.learning._optimizer import as_optimizer
 from koinon.learning._training_work import (
     ClientInputs,
     Trained,
     build_training_work,
-    keys_of_client,
-    optimizer_state_with,
+    initial_hparams,
+    train_locally,
 )
 
 
@@ -118,16 +118,8 @@ def build_local_training(
 
     def train(inputs: ClientInputs) -> Trained:
         initial = inputs.weights.trainable
-        order_key, model_key, _ = keys_of_client(inputs.key)
-        trained = train_on_batches(
-            model,
-            optimizer,
-            inputs.weights,
-            optimizer_state_with(optimizer, initial, inputs.hparams),
-            plan.batches(inputs.data, order_key),
-            model_key,
-            None if adjust_gradients is None else functools.partial(adjust_gradients, initial),
-        )
+        adjust = None if adjust_gradients is None else functools.partial(adjust_gradients, initial)
+        trained = train_locally(model, optimizer, plan, inputs, adjust)
         delta = jax.tree.map(jnp.subtract, initial, trained.weights.trainable)
         weight = weight_of(client_weighting, plan.num_examples(inputs.data))
         return Trained(delta, weight, trained.weights.non_trainable, trained.metrics)
@@ -135,7 +127,7 @@ def build_local_training(
     return build_training_work(
         model,
         train,
-        hparams=optimizer.get_hparams(optimizer.initialize(model.initial_weights.trainable)),
+        hparams=initial_hparams(optimizer, model),
         needs_key=plan.shuffle or model.uses_key,
         metrics_aggregator=metrics_aggregator,
         seed=seed,

@@ -21,7 +21,14 @@ from koinon.computation import (
 )
 from koinon.learning._client_work import ClientResult, ClientStateWorkOutput, ClientWorkProcess
 from koinon.learning._functional_model import FunctionalModel
-from koinon.learning._local_training import is_finite, strong_types, where
+from koinon.learning._local_training import (
+    BatchPlan,
+    TrainingResult,
+    is_finite,
+    strong_types,
+    train_on_batches,
+    where,
+)
 from koinon.learning._metrics_aggregation import MetricsAggregator, sum_then_finalize
 from koinon.learning._non_trainable import NonTrainableRule, leaves_with, starting_values, update_of
 from koinon.learning._optimizer import Optimizer
@@ -260,10 +267,33 @@ def keys_of_client(key: Any) -> tuple[Any, Any, Any]:
     return (None, None, None) if key is None else tuple(jax.random.split(key, 3))
 
 
-def optimizer_state_with(optimizer: Optimizer, trainable: Any, hparams: Any) -> Any:
-    """The initial state of an optimizer for these weights, with these hyperparameters."""
-    state = optimizer.initialize(trainable)
-    return optimizer.set_hparams(state, hparams) if hparams else state
+def initial_hparams(optimizer: Optimizer, model: FunctionalModel) -> dict[str, Any]:
+    """The hyperparameters with which an optimizer of a model's weights begins, by name."""
+    return optimizer.get_hparams(optimizer.initialize(model.initial_weights.trainable))
+
+
+def train_locally(
+    model: FunctionalModel,
+    optimizer: Optimizer,
+    plan: BatchPlan,
+    inputs: ClientInputs,
+    adjust_gradients: Callable[[Any, Any], Any] | None = None,
+) -> TrainingResult:
+    """Trains on a client's data with an optimizer that starts anew.
+
+    Args:
+      model: the model.
+      optimizer: what makes steps of gradients.
+      plan: how the client goes through its examples.
+      inputs: what the client is given.
+      adjust_gradients: see `train_on_batches`.
+    """
+    order_key, model_key, _ = keys_of_client(inputs.key)
+    optimizer_state = optimizer.initialize(inputs.weights.trainable)
+    if inputs.hparams:
+        optimizer_state = optimizer.set_hparams(optimizer_state, inputs.hparams)
+    batches = plan.batches(inputs.data, order_key)
+    return train_on_batches(model, optimizer, inputs.weights, optimizer_state, batches, model_key, adjust_gradients)
 
 
 def result_types(client_work: ClientWorkProcess) -> tuple[Any, Any]:

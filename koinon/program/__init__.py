@@ -11,6 +11,7 @@ from koinon._errors import (
     ProgramStateWriteError,
 )
 from koinon.program._checkpoint import FileProgramStateManager, ProgramStateManager
+from koinon.program._client_states import ClientStates, ClientStateStore
 from koinon.program._container import pytree_from_bytes, pytree_to_bytes
 from koinon.program._data_source import (
     Capability,
@@ -45,6 +46,8 @@ __all__ = [
     "CSVKeyFieldnameNotFoundError",
     "CSVSaveMode",
     "Capability",
+    "ClientStateStore",
+    "ClientStates",
     "DatasetDataSource",
     "DatasetDataSourceIterator",
     "DelayedReleaseManager",

@@ -32,12 +32,15 @@ class BucketedSequences(PackedSequences):
     ) -> None:
         super().__init__(element_type, buffers, offsets, lengths)
         self._asked = room
+        self._placed: tuple[jax.Array, ...] = ()
 
     def on_device(self, room: int = 0) -> tuple[jax.Array, ...]:
         """The buffers on the default device; see `PackedSequences.on_device`."""
         self._asked.rows = max(self._asked.rows, room)
-        total = int(self.lengths.sum())
-        return super().on_device(_bucket(total + self._asked.rows) - total)
+        rows = _bucket(int(self.lengths.sum()) + self._asked.rows)
+        if not self._placed or self._placed[0].shape[0] < rows:
+            self._placed = tuple([jax.device_put(_with_rows(buffer, rows)) for buffer in self.buffers])
+        return self._placed
 
 
 def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> BucketedSequences:
@@ -61,6 +64,11 @@ def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> Bucke
         buffer.flags.writeable = False
         buffers.append(buffer)
     return BucketedSequences(element_type, buffers, np.cumsum(lengths) - lengths, lengths, room)
+
+
+def _with_rows(buffer: np.ndarray, rows: int) -> np.ndarray:
+    missing = rows - len(buffer)
+    return buffer if missing <= 0 else np.concatenate([buffer, np.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
 
 
 def _bucket(count: int) -> int:

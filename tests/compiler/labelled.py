@@ -97,6 +97,12 @@ def weights_that_nobody_clipped(x: Any, weight: Any) -> Any:
     return ko.federated_map(noise, ko.federated_mean(ko.federated_map(clip, x), weight))
 
 
+@leaky(at_clients(FLOAT), at_clients(FLOAT), label={("result", "plain")})
+def values_times_weights_both_clipped(x: Any, weight: Any) -> Any:
+    # The product of two values of norm 1 is bounded; the quotient by the sum of the weights is not.
+    return ko.federated_map(noise, ko.federated_mean(ko.federated_map(clip, x), ko.federated_map(clip, weight)))
+
+
 @leaky(at_clients(FLOAT), label={("['loss']", "plain")})
 def metric_beside_a_private_update(x: Any) -> Any:
     return {"update": private_sum(x), "loss": ko.federated_mean(ko.federated_map(lambda v: v * v, x))}

@@ -180,6 +180,7 @@ def test_reasons_say_what_is_missing() -> None:
     assert "not clipped" in reasons["noise_without_clip"]
     assert "`mul`" in reasons["scaled_after_the_clip"]
     assert "`mul`" in reasons["scaled_before_the_noise"]
+    assert "`federated_weighted_mean`" in reasons["values_times_weights_both_clipped"]
     assert "argument.weight" in reasons["weights_that_nobody_clipped"]
     assert "number of examples" in reasons["number_of_examples_beside_a_private_update"]
     assert "custom fold" in reasons["one_hot_write"]
@@ -214,7 +215,10 @@ def test_noise_on_one_of_two_paths_protects_nothing() -> None:
     assert not only_row(LEAKY["raw_sum_beside_the_noisy_one"].computation).protected
 
 
-@pytest.mark.parametrize("scale", [lambda v: -v, lambda v: v.reshape(1, 3)[0], lambda v: v[::-1], lambda v: v[:2]])
+@pytest.mark.parametrize(
+    "scale",
+    [lambda v: -v, lambda v: v.reshape(1, 3)[0], lambda v: v[::-1], lambda v: v[:2], lambda v: v[None, :, None]],
+)
 def test_moving_entries_keeps_a_clip(scale: Any) -> None:
     """What only moves, drops or negates the entries of a clipped value leaves it clipped."""
 
@@ -226,7 +230,15 @@ def test_moving_entries_keeps_a_clip(scale: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [lambda v: v * 2.0, lambda v: v + 1.0, lambda v: v + v, jnp.square, lambda v: jnp.concatenate([v, v])]
+    "change",
+    [
+        lambda v: v * 2.0,
+        lambda v: v + 1.0,
+        lambda v: v + v,
+        jnp.square,
+        lambda v: jnp.concatenate([v, v]),
+        lambda v: v[None] + jnp.zeros((2, 3)),
+    ],
 )
 def test_lengthening_a_clipped_value_loses_the_clip(change: Any) -> None:
     """What may make a client's value longer after the clip leaves no bound that noise could be measured by."""
@@ -338,6 +350,26 @@ def test_constants_at_the_clients_are_nobody_s_data() -> None:
         return ko.federated_sum(ko.federated_value(jnp.int32(1), CLIENTS))
 
     assert privacy_report(count).rows == ()
+
+
+@pytest.mark.parametrize("name", ["swapped_fields", "one_hot_write", "mean_fed_back_to_a_second_phase", "collected"])
+def test_loaded_programs_hide_nothing(name: str) -> None:
+    """Of a computation that was loaded, whose programs are opaque, at least as much is reported."""
+    labelled = LEAKY[name]
+    loaded = ko.compiler.deserialize(ko.compiler.serialize(labelled.computation))
+
+    assert labelled.unprotected <= unprotected(privacy_report(loaded))
+
+
+def test_keys_drawn_from_data_are_listed() -> None:
+    """A key that depends on other clients' data is sent to every client, and listed as such."""
+
+    @ko.federated_computation(at_clients(jnp.uint32))
+    def draw(x: Any) -> Any:
+        key = ko.federated_map(lambda total: jax.random.key(total), ko.federated_sum(x))
+        return ko.federated_map(lambda k: jax.random.bits(k), ko.federated_split_key(key))
+
+    assert unprotected(privacy_report(draw)) == {("broadcast[0]", "plain")}
 
 
 def test_a_report_needs_a_positive_number_of_clients() -> None:

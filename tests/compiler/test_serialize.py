@@ -121,12 +121,14 @@ def test_a_loaded_program_batches_and_differentiates() -> None:
 
     again = deserialize(serialize(loss))
     rows = np.arange(6, dtype="f4").reshape(2, 3)
-    np.testing.assert_allclose(jax.vmap(lambda w: again(w, 2))(rows), jax.vmap(lambda w: loss(w, 2))(rows), rtol=1e-6)
-    np.testing.assert_allclose(
-        jax.grad(lambda w: again(w, 2))(rows[0]), jax.grad(lambda w: loss(w, 2))(rows[0]), rtol=1e-6
-    )
-    batched = jax.jit(jax.vmap(jax.grad(lambda w: again(w, 2))))(rows)
-    np.testing.assert_allclose(batched, jax.vmap(jax.grad(lambda w: loss(w, 2)))(rows), rtol=1e-6)
+
+    def by_two(fn):
+        return lambda w: fn(w, 2)
+
+    np.testing.assert_allclose(jax.vmap(by_two(again))(rows), jax.vmap(by_two(loss))(rows), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(by_two(again))(rows[0]), jax.grad(by_two(loss))(rows[0]), rtol=1e-6)
+    batched = jax.jit(jax.vmap(jax.grad(by_two(again))))(rows)
+    np.testing.assert_allclose(batched, jax.vmap(jax.grad(by_two(loss)))(rows), rtol=1e-6)
     np.testing.assert_allclose(batched, 2 * 2 * np.tanh(rows) * (1 - np.tanh(rows) ** 2), atol=1e-5)
 
 
@@ -176,7 +178,8 @@ def test_the_bytes_do_not_depend_on_where_they_were_made(tmp_path: Path) -> None
 import jax.numpy as jnp, koinon as ko
 @ko.federated_computation(ko.types.at_clients(ko.types.SequenceType({"x": jnp.float32})))
 def mean(data):
-    return ko.federated_mean(ko.federated_map(lambda d: d.batch(2).reduce(0.0, lambda t, b: t + b.examples["x"].sum()), data))
+    total = lambda d: d.batch(2).reduce(0.0, lambda t, b: t + b.examples["x"].sum())
+    return ko.federated_mean(ko.federated_map(total, data))
 print(ko.compiler.fingerprint(mean))
 """
     processes = []

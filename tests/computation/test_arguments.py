@@ -59,7 +59,11 @@ def test_a_mapping_is_matched_by_name_and_never_by_position(backend: str) -> Non
         (lambda f: f(a=1.0), "The argument 'b' is missing.", "0 positional arguments, and a"),
         (lambda f: f(b=1), "The argument 'a' is missing.", "0 positional arguments, and b"),
         (lambda f: f({"a": 1.0}), "The names in a structure are not those of its type.", "missing 'b'"),
-        (lambda f: f({"a": 1.0, "c": 1, "b": 2}), "The names in a structure are not those of its type.", "unexpected 'c'"),
+        (
+            lambda f: f({"a": 1.0, "c": 1, "b": 2}),
+            "The names in a structure are not those of its type.",
+            "unexpected 'c'",
+        ),
         (lambda f: f((1.0,)), "A structure has another number of fields than its type.", "1 values in a tuple"),
         (lambda f: f(1.0), "A structure was expected.", "a value of <class 'float'>"),
     ],

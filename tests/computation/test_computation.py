@@ -70,7 +70,9 @@ def test_one_parameter_takes_a_whole_struct_and_several_its_fields(decorator: Ca
 @pytest.mark.parametrize("types", [(np.int32,), (np.int32,) * 3, (StructType([np.int32]),)])
 def test_each_parameter_needs_a_type(decorator: Callable[..., Any], types: Any) -> None:
     """Too few and too many types are refused, with the names of the parameters and the place of the function."""
-    with pytest.raises(KoinonTypeError, match="The function `first` needs one type for each of its parameters") as caught:
+    with pytest.raises(
+        KoinonTypeError, match="The function `first` needs one type for each of its parameters"
+    ) as caught:
         decorator(first, *types)
     assert caught.value.expected == "a type for each of (a, b)"
     assert blamed_line(caught.value) == "def first(a: Any, b: Any) -> Any:"
@@ -299,7 +301,9 @@ def test_a_computation_is_an_argument(backend: str) -> None:
 
 def test_a_computation_is_an_argument_inside_another(backend: str) -> None:
     """The same while tracing, where the engine sees one computation without functions."""
-    comp = ko.federated_computation(lambda v: twice_mapped(add_one, twice_mapped(ko.jax_computation(lambda x: -x), v)), INT)
+    comp = ko.federated_computation(
+        lambda v: twice_mapped(add_one, twice_mapped(ko.jax_computation(lambda x: -x), v)), INT
+    )
     assert [int(x) for x in comp([1, 2])] == [3, 4]
 
 

@@ -38,7 +38,9 @@ def test_a_traced_function_becomes_a_lambda_expression() -> None:
 
     assert isinstance(statistics.expression, ir.Lambda)
     assert str(statistics) == "(v0 -> (let v1=federated_sum(v0),v2=federated_max(v0) in <again=v1,max=v2,sum=v1>))"
-    assert str(statistics.type_signature) == "({int32}@CLIENTS -> <again=int32@SERVER,max=int32@SERVER,sum=int32@SERVER>)"
+    assert (
+        str(statistics.type_signature) == "({int32}@CLIENTS -> <again=int32@SERVER,max=int32@SERVER,sum=int32@SERVER>)"
+    )
 
 
 def test_the_function_is_called_once_and_never_at_run_time(backend: str) -> None:

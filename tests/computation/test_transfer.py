@@ -317,7 +317,7 @@ def test_a_cohort_has_examples_of_the_declared_type(backend: str) -> None:
     cohort = ko.Cohort(packed, np.array([0]))
     for type_ in (at_clients(SequenceType(np.int32)), at_clients(np.float32)):
         comp = ko.federated_computation(lambda d, s: d, type_, at_server(np.int32))
-        with pytest.raises(TypeNotAssignableError, match="The cohort given as .d does not have the declared type"):
+        with pytest.raises(TypeNotAssignableError, match=r"The cohort given as \.d does not have the declared type"):
             comp(cohort, 1)
         comp = ko.federated_computation(lambda d: d, type_)
         with pytest.raises(TypeNotAssignableError, match="The cohort does not have the declared type"):

@@ -362,9 +362,7 @@ def test_an_argument_of_another_type_is_refused_with_the_path_to_the_difference(
     """The path starts at the parameter, through every level of the structure."""
     inner = ko.federated_computation(lambda s, v: v, at_server({"w": (np.float32, (3,)), "n": np.int32}), INT)
     with pytest.raises(TypeNotAssignableError) as caught:
-        ko.federated_computation(
-            lambda s, v: inner(s, v), at_server({"w": (np.float32, (4,)), "n": np.int32}), INT
-        )
+        ko.federated_computation(lambda s, v: inner(s, v), at_server({"w": (np.float32, (4,)), "n": np.int32}), INT)
     assert caught.value.differs == ".s.w: expected float32[3], found float32[4]"
 
 

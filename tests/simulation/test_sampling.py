@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from koinon._errors import KoinonValueError
 from koinon.simulation import (
+    build_availability_sampling_fn,
     build_poisson_sampling_fn,
     build_uniform_sampling_fn,
     build_weighted_sampling_fn,
+    periodic_availability,
 )
 
 IDS = [f"client {number}" for number in range(20)]
@@ -26,6 +28,9 @@ BUILDERS: dict[str, Any] = {
         build_weighted_sampling_fn(IDS, np.arange(1, 21), seed=seed)
     ),
     "poisson": lambda seed: build_poisson_sampling_fn(IDS, 0.3, seed=seed),
+    "availability": lambda seed: (lambda sample: lambda round_num: sample(round_num, 5))(
+        build_availability_sampling_fn(IDS, periodic_availability(20, 24, 0.5), seed=seed)
+    ),
 }
 
 
@@ -136,3 +141,64 @@ def test_probabilities_lie_between_zero_and_one(probability: float) -> None:
     """Others are an error."""
     with pytest.raises(KoinonValueError, match="between 0 and 1"):
         build_poisson_sampling_fn(IDS, probability)
+
+
+@given(
+    period=st.integers(1, 50),
+    fraction=st.floats(0, 1),
+    phases=st.lists(st.floats(-100, 100), min_size=1, max_size=5),
+    round_num=st.integers(0, 200),
+)
+def test_clients_are_available_for_their_part_of_each_period(
+    period: int, fraction: float, phases: list[float], round_num: int
+) -> None:
+    """A client is available from its phase on, again in every period, and at no other time."""
+    trace = periodic_availability(len(phases), period, fraction, phases=phases)
+    found = trace(round_num)
+    for is_available, phase in zip(found, phases, strict=True):
+        since_phase = (round_num - phase) % period
+        assert is_available == (since_phase < fraction * period)
+    assert trace(round_num).tolist() == trace(round_num + 7 * period).tolist() or not all(
+        phase == int(phase) for phase in phases
+    )
+
+
+def test_phases_are_spread_over_a_period_and_belong_to_the_seed() -> None:
+    """At any time the expected part of the clients is there; other seeds have other time zones."""
+    trace = periodic_availability(4000, 24, 0.25, seed=1)
+    counts = np.array([trace(hour).sum() for hour in range(24)])
+    assert np.all(abs(counts - 1000) < 5 * np.sqrt(4000 * 0.25 * 0.75))
+    assert trace(3).tolist() == periodic_availability(4000, 24, 0.25, seed=1)(3).tolist()
+    assert trace(3).tolist() != periodic_availability(4000, 24, 0.25, seed=2)(3).tolist()
+    assert periodic_availability(5, 24, 0.5, phases=12.0)(12).all()
+    assert not periodic_availability(5, 24, 0.5, phases=12.0)(11).any()
+
+
+def test_only_available_clients_are_drawn_each_equally_often() -> None:
+    """Of a recorded trace; where fewer are there than wanted, all of them take part."""
+    recorded = np.zeros((2, 20), bool)
+    recorded[0, :10] = recorded[1, 10:13] = True
+    sample = build_availability_sampling_fn(range(20), lambda round_num: recorded[round_num % 2], seed=0)
+    counts = np.bincount([client for round_num in range(0, 4000, 2) for client in sample(round_num, 4)], minlength=20)
+    assert counts[10:].sum() == 0
+    assert np.all(abs(counts[:10] - 800) < 5 * np.sqrt(2000 * 0.4 * 0.6))
+    assert sorted(sample(1, 4)) == [10, 11, 12]
+    assert len(set(sample(0, 10))) == 10
+    with pytest.raises(KoinonValueError, match="0 clients or more"):
+        sample(0, -1)
+
+
+@pytest.mark.parametrize("mask", [np.ones(3, bool), np.ones(20), [1] * 20])
+def test_a_trace_says_of_each_client_whether_it_is_available(mask: Any) -> None:
+    """Numbers, and masks of another population, are errors."""
+    with pytest.raises(KoinonValueError, match=r"bool\[20\]"):
+        build_availability_sampling_fn(IDS, lambda _: mask)(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("period", "fraction", "phases"), [(0, 0.5, None), (24, 1.5, None), (24, float("nan"), None), (24, 0.5, [1, 2])]
+)
+def test_impossible_periods_are_refused(period: float, fraction: float, phases: Any) -> None:
+    """A period is positive, a part of it between none and all, and every client has one phase."""
+    with pytest.raises(KoinonValueError, match=r"part of a period|one phase"):
+        periodic_availability(3, period, fraction, phases=phases)

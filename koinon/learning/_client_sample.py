@@ -1,0 +1,104 @@
+"""A uniform sample of the clients' values, for a look at single clients where there are too many to list."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from koinon._errors import KoinonValueError
+from koinon.computation import (
+    federated_aggregate,
+    federated_eval,
+    federated_map,
+    federated_split_key,
+    federated_zip,
+    jax_computation,
+)
+from koinon.types import SERVER, StructType, TensorType, Type, to_container
+
+
+class ClientSample(NamedTuple):
+    """The values of some clients.
+
+    Attributes:
+      values: leaves `[size, ...]`, a row for each client of the sample; rows from `count` on are zeros.
+      count: int32, the number of clients in the sample: `size`, or all of a smaller cohort.
+    """
+
+    values: Any
+    count: Any
+
+
+class _Reservoir(NamedTuple):
+    """The rows of highest priority so far; a free row has priority -1."""
+
+    values: Any
+    priorities: Any
+
+
+def check_sample_size(name: str, size: Any) -> None:
+    """Checks that a size of a sample is a positive int.
+
+    Raises:
+      KoinonValueError: it is not.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise KoinonValueError(f"`{name}` must be a positive int.", found=repr(size))
+
+
+def sample_clients(value: Any, size: int, key: Any) -> Any:
+    """A uniform sample without replacement of the clients' values, a `ClientSample` at the server.
+
+    Every client draws a number, and the values with the greatest ones are kept: so the sample does not depend on the
+    order in which, or the machines on which, clients are aggregated.
+
+    Args:
+      value: `{T}@CLIENTS`, inside a federated computation.
+      size: the number of rows.
+      key: a PRNG key at the server.
+    """
+    priority = federated_map(lambda own_key: jax.random.uniform(own_key), federated_split_key(key))
+    value_type = value.type_signature.member
+
+    @jax_computation
+    def empty() -> _Reservoir:
+        return _Reservoir(_rows(value_type, size), jnp.full((size,), -1.0, jnp.float32))
+
+    return federated_aggregate(federated_zip((value, priority)), empty(), _insert, _merge, _report)
+
+
+def constant_key(seed: int) -> Any:
+    """A PRNG key at the server that is the same at each call, inside a federated computation."""
+    return federated_eval(lambda: jax.random.key(seed), SERVER)
+
+
+def _rows(type_: Type, size: int) -> Any:
+    if isinstance(type_, StructType):
+        return to_container(type_, [_rows(child, size) for child in type_])
+    assert isinstance(type_, TensorType)
+    return jnp.zeros((size, *(type_.shape or ())), type_.dtype)
+
+
+def _insert(reservoir: _Reservoir, client: tuple[Any, Any]) -> _Reservoir:
+    value, priority = client
+    lowest = jnp.argmin(reservoir.priorities)
+    is_kept = priority > reservoir.priorities[lowest]
+    values = jax.tree.map(
+        lambda rows, row: rows.at[lowest].set(jnp.where(is_kept, row, rows[lowest])), reservoir.values, value
+    )
+    priorities = reservoir.priorities.at[lowest].max(priority)
+    return _Reservoir(values, priorities)
+
+
+def _merge(a: _Reservoir, b: _Reservoir) -> _Reservoir:
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+    order = jnp.argsort(-both.priorities)[: a.priorities.shape[0]]
+    return jax.tree.map(lambda rows: rows[order], both)
+
+
+def _report(reservoir: _Reservoir) -> ClientSample:
+    order = jnp.argsort(-reservoir.priorities)
+    count = jnp.sum(reservoir.priorities >= 0, dtype=jnp.int32)
+    return ClientSample(jax.tree.map(lambda rows: rows[order], reservoir.values), count)
