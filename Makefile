@@ -37,8 +37,9 @@ bench: $(VENV)/.test ## Measures koinon and hand-written JAX; each line that it 
 	for workload in W1 W2 W3 W4; do for contestant in koinon handwritten; do \
 		$(BIN)/python benchmarks/bench_$$contestant.py $$workload || exit 1; done; done
 
-soak: $(VENV)/.test ## Runs the tests that take minutes.
+soak: $(VENV)/.test ## Runs the tests that take minutes, and looks for new examples in all property tests.
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest --hypothesis-profile=soak
 
 clean: ## Removes the environment and everything that was built; runs/ stays.
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -330,6 +330,13 @@ class SetModelWeightsTypeSignatureError(TemplateError):
     """`set_model_weights` does not take the state and the weights, or does not return the state."""
 
 
+# --- aggregators -----------------------------------------------------------------------------------------------------
+
+
+class ExtractingDpEventFromInitialStateError(KoinonValueError):
+    """The state of a differentially private aggregation was asked for its noise before the first round."""
+
+
 # --- learning --------------------------------------------------------------------------------------------------------
 
 

@@ -5,9 +5,23 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 import koinon as ko
+
+# A test run must not depend on luck or on how busy the machine is; `make soak` looks for new examples.
+hypothesis.settings.register_profile(
+    "default",
+    hypothesis.settings.get_profile("default"),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile(
+    "soak", deadline=None, max_examples=1000, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(params=("reference", "local"))

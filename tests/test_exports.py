@@ -6,6 +6,8 @@ import ast
 import importlib
 import inspect
 import pathlib
+import re
+import tomllib
 import types
 from typing import Any
 
@@ -96,6 +98,32 @@ def test_every_error_can_be_caught_by_its_public_name() -> None:
 
     assert set(errors.__all__) == defined
     assert all(issubclass(getattr(errors, name), errors.KoinonError) for name in errors.__all__)
+
+
+def test_the_extra_that_a_message_names_brings_the_package() -> None:
+    """Wherever a missing package is reported, the extra to install exists and contains the package."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        extra: {re.split(r"[\[<>=~!]", requirement)[0] for requirement in requirements}
+        for extra, requirements in project["optional-dependencies"].items()
+    }
+    calls = [
+        node
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "MissingDependencyError"
+    ]
+    named = {
+        (ast.literal_eval(keyword.value), call.args[0].value if isinstance(call.args[0], ast.Constant) else None)
+        for call in calls
+        for keyword in call.keywords
+        if keyword.arg == "extra"
+    }
+
+    assert len(named) > 3
+    assert not {(extra, package) for extra, package in named if package not in {*extras.get(extra, ()), None}}
+    assert {extra for extra, _ in named} <= extras.keys()
+    assert not {extra for extra, _ in named} - set(re.split(r"[\[\],]", project["optional-dependencies"]["all"][0]))
 
 
 def test_names_that_do_not_exist_are_no_attributes() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 PACKAGE = pathlib.Path(__file__).parents[1] / "koinon"
 FLOOR_0 = frozenset({"_errors"})
 LANGUAGE = FLOOR_0 | {"types", "computation"}
-MATHEMATICS = frozenset({"templates", "aggregators", "program", "learning", "analytics", "simulation"})
+MATHEMATICS = frozenset({"templates", "privacy", "aggregators", "program", "learning", "analytics", "simulation"})
 
 # For each part of the package, the parts below it that it may import. The engine branch (compiler, backends) and the
 # mathematics branch never see each other.
@@ -21,10 +21,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "compiler": LANGUAGE,
     "backends": LANGUAGE | {"compiler"},
     "templates": LANGUAGE,
-    "aggregators": LANGUAGE | {"templates"},
+    "privacy": LANGUAGE,
+    "aggregators": LANGUAGE | {"templates", "privacy"},
     "program": LANGUAGE | {"templates"},
-    "learning": LANGUAGE | {"templates", "aggregators", "program"},
-    "analytics": LANGUAGE | {"templates", "aggregators"},
+    "learning": LANGUAGE | {"templates", "privacy", "aggregators", "program"},
+    "analytics": LANGUAGE | {"templates", "privacy", "aggregators"},
     "simulation": LANGUAGE | MATHEMATICS - {"simulation"},
     "testing": LANGUAGE | MATHEMATICS | {"compiler", "backends"},
     "cli": LANGUAGE | MATHEMATICS | {"", "compiler", "backends", "errors"},  # everything, the facade too

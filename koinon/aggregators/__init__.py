@@ -1,6 +1,11 @@
 """Aggregations of the clients' values, as factories that nest."""
 
 from koinon.aggregators._clip import clipping_factory, zeroing_factory
+from koinon.aggregators._dp import DifferentiallyPrivateFactory
+from koinon.aggregators._dp_process import DPAggregatorState, PrivacyBudget
+from koinon.aggregators._dp_query import DPQuery
+from koinon.aggregators._dp_read import extract_dp_event_from_state, privacy_spent, with_new_noise
+from koinon.aggregators._exclude import excluding_non_finite_factory
 from koinon.aggregators._factory import (
     AggregationFactory,
     UnweightedAggregationFactory,
@@ -14,7 +19,11 @@ from koinon.aggregators._sum import SumFactory
 
 __all__ = [
     "AggregationFactory",
+    "DPAggregatorState",
+    "DPQuery",
+    "DifferentiallyPrivateFactory",
     "MeanFactory",
+    "PrivacyBudget",
     "PrivateQuantileEstimationProcess",
     "SumFactory",
     "UnweightedAggregationFactory",
@@ -23,5 +32,9 @@ __all__ = [
     "add_measurements",
     "as_weighted_aggregator",
     "clipping_factory",
+    "excluding_non_finite_factory",
+    "extract_dp_event_from_state",
+    "privacy_spent",
+    "with_new_noise",
     "zeroing_factory",
 ]

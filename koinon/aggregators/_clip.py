@@ -34,7 +34,7 @@ from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._checks import mismatch
 from koinon.templates._estimation import EstimationProcess
 from koinon.templates._measured import MeasuredProcessOutput
-from koinon.types import SERVER, StructType, TensorType, at_clients, at_server, strip_placement, to_type
+from koinon.types import CLIENTS, SERVER, StructType, TensorType, at_clients, at_server, strip_placement, to_type
 
 _NORM = TensorType(jnp.float32)
 
@@ -66,7 +66,8 @@ def clipping_factory(
     The state is `<clipping_norm,inner_agg,clipped_count_agg>`, the measurements are
     `<clipping=those of the inner aggregation,clipping_norm,clipped_count>`; the norm is the one that was used this
     round, before it was updated. The norms are computed in float32, whatever the dtypes of the leaves. A value whose
-    norm is not a number is passed on as it is; zeroing stops it.
+    norm is not a number is passed on as it is; zeroing stops it. A client of weight 0 is not counted, and the
+    estimation process is given NaN for its norm.
 
     Args:
       clipping_norm: a non-negative float, or an `EstimationProcess` that reports a float32 at the server and whose
@@ -98,6 +99,8 @@ def zeroing_factory(
     inner_agg_factory: AggregationFactory,
     norm_order: float = math.inf,
     zeroed_count_sum_factory: UnweightedAggregationFactory | None = None,
+    *,
+    pass_non_finite: bool = False,
 ) -> AggregationFactory:
     """Replaces each client's value of a too large norm by zero, before an inner aggregation.
 
@@ -106,7 +109,8 @@ def zeroing_factory(
     The state is `<zeroing_norm,inner_agg,zeroed_count_agg>`, the measurements are
     `<zeroing=those of the inner aggregation,zeroing_norm,zeroed_count>`; the norm is the one that was used this round,
     before it was updated. The weight of a client is left alone. A value with an element that is not a number is
-    zeroed too, which TFF does not do.
+    zeroed too, which TFF does not do. A client of weight 0 is not counted, and the estimation process is given NaN for
+    its norm.
 
     Args:
       zeroing_norm: a non-negative float, or an `EstimationProcess` that reports a float32 at the server and whose
@@ -114,6 +118,8 @@ def zeroing_factory(
       inner_agg_factory: aggregates what is left; the result is weighted if and only if this is.
       norm_order: 1.0, 2.0 or `math.inf`.
       zeroed_count_sum_factory: sums an int32 per client, 1 if its value was zeroed; `SumFactory()` if None.
+      pass_non_finite: whether a value whose norm is not finite is passed on as it is, and not counted: for an inner
+        aggregation that leaves such clients out by itself.
 
     Raises:
       TypeError: if an argument has another type (an int is no norm), or the estimation process another signature.
@@ -132,7 +138,10 @@ def zeroing_factory(
     norms = {1.0: global_l1_norm, 2.0: global_l2_norm, math.inf: global_inf_norm}
     if norm_order not in norms:
         raise KoinonValueError("There is no norm of this order.", expected="1.0, 2.0 or math.inf", found=norm_order)
-    return _bound(zeroing_norm, inner_agg_factory, zeroed_count_sum_factory, norms[norm_order], _zero, _ZEROING)
+    measure, limit = norms[norm_order], _zero
+    if pass_non_finite:
+        measure, limit = (lambda value: _finite_or_nan(norms[norm_order](value))), _zero_numbers
+    return _bound(zeroing_norm, inner_agg_factory, zeroed_count_sum_factory, measure, limit, _ZEROING)
 
 
 def _clip(value: Any, norm: jax.Array, bound: jax.Array) -> tuple[Any, jax.Array]:
@@ -153,6 +162,15 @@ def _zero(value: Any, norm: jax.Array, bound: jax.Array) -> tuple[Any, jax.Array
     return jax.tree.map(lambda leaf: jnp.where(is_zeroed, jnp.zeros_like(leaf), leaf), value), is_zeroed
 
 
+def _zero_numbers(value: Any, norm: jax.Array, bound: jax.Array) -> tuple[Any, jax.Array]:
+    is_zeroed = norm > bound  # False for NaN
+    return jax.tree.map(lambda leaf: jnp.where(is_zeroed, jnp.zeros_like(leaf), leaf), value), is_zeroed
+
+
+def _finite_or_nan(norm: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(norm), norm, jnp.nan)
+
+
 def _bound(
     norm: float | EstimationProcess,
     inner_factory: AggregationFactory,
@@ -169,10 +187,12 @@ def _bound(
     check_unweighted_factory(count_factory, f"{names.limited_count}_sum_factory")
     counts = count_factory.create(TensorType(jnp.int32))
 
-    def limit_client(value: Any, bound: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+    def limit_client(value: Any, bound: jax.Array, weight: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         value_norm = measure(value)
         limited, is_limited = limit(value, value_norm, bound)
-        return limited, value_norm, is_limited.astype(jnp.int32)
+        # Whoever has no weight must leave no trace, so that leaving it out changes nothing.
+        is_there = weight != 0
+        return limited, jnp.where(is_there, value_norm, jnp.nan), (is_limited & is_there).astype(jnp.int32)
 
     def create(value_type: ValueType, *weight_type: ValueType) -> AggregationProcess:
         check_floats(value_type, f"The {names.inner} of values")
@@ -188,7 +208,8 @@ def _bound(
         def next_fn(arguments: Any) -> Any:
             state, value, *weight = arguments
             bound = norms.report(state[names.norm])
-            limited, value_norm, is_limited = federated_map(limit_client, (value, federated_broadcast(bound)))
+            counted = weight[0] if weight else federated_value(jnp.float32(1.0), CLIENTS)
+            limited, value_norm, is_limited = federated_map(limit_client, (value, federated_broadcast(bound), counted))
             aggregate = inner.next(state["inner_agg"], limited, *weight)
             count = counts.next(state[names.limited_count_agg], is_limited)
             new_states = (norms.next(state[names.norm], value_norm), aggregate.state, count.state)

@@ -92,9 +92,11 @@ class _ClientNoiseQuery(DPQuery):
         del event
         return state.rho, state.xi
 
-    def _annotated(self, value: Any, mechanism: str, noise_multiplier: float) -> Any:
+    def annotated(self, record: Any, mechanism: str) -> Any:
+        """A record with notes that it is a clipped vector with noise, which no analysis of its halves could find."""
+        clipped = annotate_clip(record, self._clip)
         return annotate_noise(
-            value, mechanism=mechanism, noise_multiplier=noise_multiplier, simulation_only=True, sampling=None
+            clipped, mechanism=mechanism, noise_multiplier=self._multiplier, simulation_only=True, sampling=None
         )
 
 
@@ -122,11 +124,11 @@ class LocalQuery(_ClientNoiseQuery):
     def encode(self, params: Any, vector: jax.Array, is_included: jax.Array, key: jax.Array | None) -> Any:
         """The vector on the grid with noise, in two halves."""
         del params
-        value = annotate_clip(to_grid(vector, self._clip, self._units).value, self._clip)
+        value = to_grid(vector, self._clip, self._units).value
         if self._multiplier > 0.0:
             words = jax.random.bits(_given(key), (self.sampler.words, vector.size), jnp.uint32)
             value = value + self.sampler(words)
-        return only_if(is_included, split(self._annotated(value, "discrete_gaussian", self._multiplier)))
+        return self.annotated(only_if(is_included, split(value)), "local_discrete_gaussian")
 
     def decode(self, state: ClientNoiseState, total: Any, clients: jax.Array) -> Decoded:
         """The sum over the expected number of clients."""
@@ -163,10 +165,13 @@ class DistributedQuery(_ClientNoiseQuery):
         super().__init__(clip, clients, noise_multiplier, seed)
         self._mechanism: Mechanism = mechanism
         self._bits = bits
-        # A cohort that is drawn at random is rarely larger than this.
-        self.most_clients = math.ceil(clients + 8 * math.sqrt(clients))
         self._units = self._fitting_units()
         self._check_field()
+
+    @property
+    def most_clients(self) -> int:
+        """A cohort that is drawn at random is rarely larger than this."""
+        return math.ceil(self._clients + 8 * math.sqrt(self._clients))
 
     @property
     def modulus(self) -> int:
@@ -213,18 +218,16 @@ class DistributedQuery(_ClientNoiseQuery):
         del params
         rounding_key, share_key = jax.random.split(_given(key))
         value = to_grid_at_random(vector, self._clip, self._units, rounding_key).value
-        value = annotate_clip(value, self._clip)
         if self._multiplier > 0.0:
             value = value + self.sampler(jax.random.bits(share_key, (self.sampler.words, vector.size), jnp.uint32))
-        value = self._annotated(value, f"distributed_{self._mechanism}", self._multiplier)
-        return OrderedDict(value=only_if(is_included, value & (self.modulus - 1)))
+        residue = only_if(is_included, value & (self.modulus - 1))
+        return OrderedDict(value=self.annotated(residue, f"distributed_{self._mechanism}"))
 
     def decode(self, state: ClientNoiseState, total: Any, clients: jax.Array) -> Decoded:
-        """The sum, as integers around zero, over the expected number of clients; NaN for too many clients."""
+        """The sum, as integers around zero, over the expected number of clients."""
         residue = total["value"]
         signed = jnp.where(residue >= self.modulus // 2, residue - self.modulus, residue)
         vector = signed.astype(jnp.float32) * (self._clip / (self._units * self._clients))
-        vector = jnp.where(clients <= self.most_clients, vector, jnp.nan)
         event = self._event(clients.astype(jnp.float32), residue.size)
         new_state = state._replace(round=state.round + 1, rho=state.rho + event.rho, xi=state.xi + event.xi)
         return Decoded(vector, new_state, event)

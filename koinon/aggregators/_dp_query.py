@@ -184,6 +184,11 @@ class DPQuery(abc.ABC):
         return {}
 
     @property
+    def most_clients(self) -> int:
+        """The number of clients whose records can be summed; a larger cohort is an error."""
+        return 2**20 - 1
+
+    @property
     def noise_multiplier(self) -> float | None:
         """That of one round, where all rounds are alike and independent, so that sampling can amplify it; else None."""
         return None

@@ -74,11 +74,11 @@ def add_measurements(
         def next_fn(arguments: Any) -> Any:
             state, *values = arguments
             output = inner.next(state, *values)
-            measurements = _named(output.measurements)
+            measurements = named_measurements(output.measurements)
             if client_measurement_fn is not None:
-                measurements |= _named(client_measurement_fn(*values))
+                measurements |= named_measurements(client_measurement_fn(*values))
             if server_measurement_fn is not None:
-                measurements |= _named(server_measurement_fn(output.result))
+                measurements |= named_measurements(server_measurement_fn(output.result))
             return MeasuredProcessOutput(output.state, output.result, federated_zip(measurements))
 
         parts = {"inner_agg": inner}
@@ -98,7 +98,7 @@ def _check_arity(fn: Callable[..., Any], count: int, label: str) -> None:
         )
 
 
-def _named(measurements: Any) -> OrderedDict[str, Any]:
+def named_measurements(measurements: Any) -> OrderedDict[str, Any]:
     """Measurements by name, each a placed value; from a mapping, or from a placed struct with names."""
     if isinstance(measurements, Mapping):
         return OrderedDict(measurements)

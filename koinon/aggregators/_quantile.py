@@ -41,8 +41,8 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
     `report (S@SERVER -> float32@SERVER)`
 
     A client sends two bits, whether its number is at most the estimate and a one to be counted, which an aggregation
-    of the caller's choice sums; the process is as private as that aggregation. A round without clients leaves the
-    estimate as it is. The state is `<current_estimate,record_agg>`.
+    of the caller's choice sums; the process is as private as that aggregation. A client whose number is NaN is not
+    counted, and a round without clients leaves the estimate as it is. The state is `<current_estimate,record_agg>`.
 
     Args:
       initial_estimate: the estimate before the first round, a positive float.
@@ -82,7 +82,7 @@ class PrivateQuantileEstimationProcess(EstimationProcess):
         records = factory.create(_RECORD)
 
         def make_record(value: jax.Array, estimate: jax.Array) -> dict[str, jax.Array]:
-            return {"below": (value <= estimate).astype(jnp.int32), "count": jnp.int32(1)}
+            return {"below": (value <= estimate).astype(jnp.int32), "count": (~jnp.isnan(value)).astype(jnp.int32)}
 
         def update(estimate: jax.Array, total: dict[str, jax.Array]) -> jax.Array:
             below, count = (total[name].astype(jnp.float32) for name in ("below", "count"))

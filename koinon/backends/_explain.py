@@ -12,7 +12,10 @@ from koinon.backends._aggregate import is_sum
 from koinon.backends._program import Program
 from koinon.backends._rewrite import rewritten
 from koinon.backends._schedule import CPU_LANES, SMALL_STEP, THREADED_EXAMPLES, programs_of
-from koinon.compiler import Plan
+from koinon.compiler import Plan, Step
+from koinon.computation import _ir as ir
+from koinon.computation._evaluate import LocalFunction
+from koinon.computation._local import apply_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +69,13 @@ def rewrites_of(plan: Plan) -> tuple[tuple[str, int], ...]:
     """The rules that rewrite the programs of a plan on this platform, with the number of places."""
     if jax.default_backend() != "cpu":
         return ()
-    programs = [node for step in plan.steps() for node in programs_of(step.operands)]
+    programs = [node for step in plan.steps() for node in programs_of((*_own_program(step), step.operands))]
     names = [name for node in programs for name in rewritten(node.program.jaxpr)]
     return tuple(sorted(collections.Counter(names).items()))
+
+
+def _own_program(step: Step) -> list[LocalFunction]:
+    return [LocalFunction(step.node, apply_local)] if isinstance(step.node, ir.Local) else []
 
 
 def aggregation_notes(plan: Plan) -> Iterator[str]:

@@ -69,14 +69,18 @@ def _fail(message: str, status: int) -> None:
 
 @app.command("run")
 def run_command(
-    task: Annotated[str, typer.Argument(help="A task (see `koinon tasks`), a FILE.py that defines `task`, or a .toml.")],
+    task: Annotated[
+        str, typer.Argument(help="A task (see `koinon tasks`), a FILE.py that defines `task`, or a .toml.")
+    ],
     rounds: Annotated[int | None, typer.Option(help="The number of rounds.")] = None,
     clients_per_round: Annotated[int | None, typer.Option(help="The number of clients of a round.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, cohorts and shuffling; 0 by default.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Sets a hyperparameter of the task.")
     ] = None,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="The run folder; a new one in runs/ by default.")] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The run folder; a new one in runs/ by default.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continues the run in --out DIR.")] = False,
     backend: Annotated[str | None, typer.Option(help="What runs the computations: local or reference.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Evaluates after every so many rounds.")] = None,

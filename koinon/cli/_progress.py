@@ -80,7 +80,11 @@ class RunProgress:
         test = (self._evaluation or {}).get("test", {})
         parts = [f"loss {train['loss']:.4f}"] if "loss" in train else []
         if self._metric in test:
-            parts.append(f"test {self._metric} {test[self._metric]:.4f}" if self._metric == "loss" else f"{self._metric} {test[self._metric]:.4f}")
+            parts.append(
+                f"test {self._metric} {test[self._metric]:.4f}"
+                if self._metric == "loss"
+                else f"{self._metric} {test[self._metric]:.4f}"
+            )
         return parts
 
     def _speed(self, number: int) -> str:

@@ -22,11 +22,12 @@ from koinon.cli._errors import UsageError
 from koinon.cli._folder import RunFolder, new_folder
 from koinon.cli._load import load_task
 from koinon.cli._progress import RunProgress, duration
+from koinon.cli._report import write_report
 from koinon.cli._text import wrap_types
 from koinon.errors import KoinonValueError, MissingDependencyError
 from koinon.learning.programs import RoundReport, TrainingInterrupted, TrainingResult, train
 from koinon.learning.templates import LearningProcess
-from koinon.program import ReleaseManager, save_pytree
+from koinon.program import save_pytree
 from koinon.simulation.tasks import Task
 
 _ROOT = "runs"
@@ -134,7 +135,9 @@ def _resumed(folder: RunFolder, given: dict[str, Any]) -> tuple[RunConfig, Task]
                 f"resumed with that, not with {value!r}."
             )
     if folder.checkpoints_path.is_dir() and folder.checkpoints().get_versions():
-        return dataclasses.replace(config, **{name: given[name] for name in ("rounds", "save_every") if name in given}), task
+        return dataclasses.replace(
+            config, **{name: given[name] for name in ("rounds", "save_every") if name in given}
+        ), task
     if folder.metrics_path.exists():
         raise UsageError(
             f"The run in {str(folder.path)!r} has metrics but no checkpoint to resume from; "
@@ -144,7 +147,9 @@ def _resumed(folder: RunFolder, given: dict[str, Any]) -> tuple[RunConfig, Task]
 
 
 def _same_task(one: str, other: str) -> bool:
-    return one == other or (one.endswith(".py") and other.endswith(".py") and os.path.realpath(one) == os.path.realpath(other))
+    return one == other or (
+        one.endswith(".py") and other.endswith(".py") and os.path.realpath(one) == os.path.realpath(other)
+    )
 
 
 def _known_hyperparameters(task: Task, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def _train(
 ) -> TrainingResult:
     manager = folder.checkpoints()
     done = max(manager.get_versions() or [0])
-    timing = folder.timing_manager()
+    tables = Tables(folder)
     with warnings.catch_warnings(record=True) as caught, RunProgress(console, task.metric, done, config.rounds) as bar:
         warnings.simplefilter("always", RuntimeWarning)
 
@@ -211,7 +216,6 @@ def _train(
             _print_warnings(console, caught)
             if not bar.has_begun and report.round_number > 1:
                 console.print(f"resuming after round {report.round_number - 1}")
-            timing.release({"seconds": report.seconds}, report.round_number)
             bar(report)
 
         try:
@@ -223,10 +227,10 @@ def _train(
                 seed=config.seed,
                 evaluate=task.evaluate,
                 evaluate_every=config.evaluate_every,
-                release=[MetricsTable(folder.metrics_manager())],
+                release=[tables],
                 state_manager=manager,
                 save_every=config.save_every,
-                callbacks=[show],
+                callbacks=[tables.take_time, show],
             )
         finally:
             _print_warnings(console, caught)
@@ -237,18 +241,25 @@ def _print_warnings(console: Console, caught: list[warnings.WarningMessage]) -> 
         console.print(f"Note: {caught.pop(0).message}")
 
 
-class MetricsTable:
-    """Hands a driver's metrics on in the order and with the names that people want in a table."""
+class Tables:
+    """Writes `metrics.csv`, in the order and with the names that people want, and `timing.csv`."""
 
-    def __init__(self, manager: ReleaseManager) -> None:
-        self._manager = manager
+    def __init__(self, folder: RunFolder) -> None:
+        self._metrics = folder.metrics_manager()
+        self._timing = folder.timing_manager()
+        self._seconds: dict[int, float] = {}
+
+    def take_time(self, report: RoundReport) -> None:
+        """Takes note of how long a round took, before it is released."""
+        self._seconds[report.round_number] = report.seconds
 
     def release(self, value: Any, key: Any) -> None:
-        """Releases the metrics of a round."""
+        """Writes the metrics and the seconds of a round."""
         parts = {**value.get("client_work", {}), **value.get("evaluation", {}), **value}
         first = [name for name in ("train", "test", "clients") if name in parts]
         rest = [name for name in parts if name not in (*first, "client_work", "evaluation")]
-        self._manager.release(OrderedDict((name, _in_order(parts[name])) for name in [*first, *rest]), key)
+        self._metrics.release(OrderedDict((name, _in_order(parts[name])) for name in [*first, *rest]), key)
+        self._timing.release({"seconds": self._seconds.pop(key)}, key)
 
 
 def _in_order(part: Any) -> Any:
@@ -281,6 +292,7 @@ def _finish(
         draw_curves(metrics, task.metric, title, folder.curves_path)
     except MissingDependencyError as error:
         console.print(f"Note: {error}")
+    write_report(folder, config, task, process)
     if result.history.num_rows:
         console.print(f"{result.history.num_rows} rounds in {duration(float(result.history['seconds'].sum()))}")
     else:
@@ -290,4 +302,3 @@ def _finish(
         console.print(f"finished  (run folder: {folder.path})")
     else:
         console.print(f"final test {task.metric} {column[-1]:.3f}  (run folder: {folder.path})")
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from koinon import compiler
+from koinon.cli._facts import cost_text, plan_text, privacy_report
 from koinon.cli._load import load_task
 from koinon.cli._text import wrap_types
 from koinon.errors import MissingDependencyError
@@ -41,7 +41,9 @@ def show(name: str, console: Console) -> None:
     for parameter, value in task.hyperparameters.items():
         console.print(f"  {parameter} = {value}")
     console.print(f"\nlearning process\n{wrap_types(_indented(repr(process)), width)}")
-    console.print(f"\nplan of a round\n{wrap_types(_indented(str(compiler.plan(process.next))), width)}")
+    console.print(f"\nplan of a round\n{wrap_types(_indented(plan_text(process)), width)}")
+    console.print(f"\n{privacy_report(process)}")
+    console.print(f"\n{cost_text(process, task, task.clients_per_round)}")
 
 
 def _indented(text: str) -> str:

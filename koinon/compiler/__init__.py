@@ -25,6 +25,7 @@ from koinon.compiler._forms import (
     get_computation_for_map_reduce_form,
     get_distribute_aggregate_form_for_computation,
     get_map_reduce_form_for_computation,
+    get_state_initialization_computation,
 )
 from koinon.compiler._plan import Plan, plan
 from koinon.compiler._privacy import PrivacyReport, PrivacyRow, privacy_report
@@ -64,6 +65,7 @@ __all__ = [
     "get_computation_for_map_reduce_form",
     "get_distribute_aggregate_form_for_computation",
     "get_map_reduce_form_for_computation",
+    "get_state_initialization_computation",
     "plan",
     "privacy_report",
     "serialize",

@@ -45,11 +45,13 @@ def export_program(name: str, closed: ClosedJaxpr, type_: FunctionType) -> Progr
             continue
         derivative = _derivative(closed, arguments, results, rows, platforms)
         return Program(module, platforms, convention, arguments, results, rows, derivative)
+    # The last attempts were one for each platform; that for the first says best what is wrong with the program itself.
+    cause = errors[-len(PLATFORMS)]
     raise SerializationError(
-        f"The program `{name}` cannot be written as StableHLO: {errors[-1]}",
+        f"The program `{name}` cannot be written as StableHLO: {cause}",
         found=type_,
         hint="leave out callbacks, such as jax.debug.print, and what only this machine can run",
-    ) from errors[-1]
+    ) from cause
 
 
 def _platform_sets() -> Iterator[tuple[str, ...]]:

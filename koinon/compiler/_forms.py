@@ -206,6 +206,24 @@ def get_map_reduce_form_for_computation(computation: Computation) -> MapReduceFo
     )
 
 
+def get_state_initialization_computation(process: Any) -> Computation:
+    """The computation that makes the first state of a process, which a form of its `next` starts from.
+
+    Args:
+      process: an object with a computation `initialize`, such as an iterative process.
+
+    Raises:
+      NotCompilableError: where `initialize` takes a parameter, or makes a value that is not at the server.
+    """
+    initialize: Computation = process.initialize
+    type_ = initialize.type_signature
+    if type_.parameter is not None:
+        raise NotCompilableError("The initialization of a state takes no parameter.", found=type_)
+    if not isinstance(type_.result, FederatedType) or type_.result.placement is not SERVER:
+        raise NotCompilableError("The initialization of a state makes one value of the server.", found=type_)
+    return initialize
+
+
 def get_computation_for_map_reduce_form(form: MapReduceForm) -> Computation:
     """Puts a round together from the functions that make it; the inverse of `get_map_reduce_form_for_computation`."""
     return get_computation_for_distribute_aggregate_form(_distribute_aggregate_form(form))

@@ -46,6 +46,9 @@ _FORBIDDEN = frozenset(
     ).split()
 )
 
+# The attributes by which an operation refers to functions.
+_REFERENCES = frozenset(["callee", "called_computations", "decomposition"])
+
 
 def operations(op: Any) -> Iterator[Any]:
     """The operation and all inside it, outermost first."""
@@ -151,7 +154,7 @@ def _call_target(op: Any) -> str | None:
 
 def _symbols(op: Any) -> Iterator[str]:
     """The functions that an operation refers to."""
-    for name in op.attributes:
+    for name in _REFERENCES & set(op.attributes):
         value = op.attributes[name]
         values = list(value) if isinstance(value, ir.ArrayAttr) else [value]
         for item in values:

@@ -1,8 +1,8 @@
 """Types as rows of a header: each type once, its parts before it, with the names of the containers.
 
-    "float32[?,3]"                             a tensor, or `placement`, in the compact notation
-    ["struct", [[name, type], ...], container] ["federated", type, placement, all_equal]
-    ["sequence", type]                         ["function", parameter, result]
+"float32[?,3]"                             a tensor, or `placement`, in the compact notation
+["struct", [[name, type], ...], container] ["federated", type, placement, all_equal]
+["sequence", type]                         ["function", parameter, result]
 """
 
 from __future__ import annotations

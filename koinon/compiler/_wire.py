@@ -9,7 +9,7 @@
                    blobs, back to back
        -32     32  SHA-256 of everything before
 
-Magic, length and digest mean the same in every version, and are checked before anything else is read, so that damage
+Magic, lengths and digest mean the same in every version, and are checked before anything else is read, so that damage
 is told from novelty. The digest protects against damage, not against an author: who can write a file can sign it with
 its digest. So everything behind the digest is read as if an adversary had written it, too.
 """
@@ -57,9 +57,8 @@ def pack(header: Mapping[str, Any], blobs: Sequence[bytes]) -> bytes:
     """A header and blobs as one framed sequence of bytes."""
     text = canonical_json({**header, "blobs": [len(blob) for blob in blobs]})
     if len(text) > MAX_HEADER:
-        refuse(
+        raise SerializationError(
             "A computation is too large to be serialized.",
-            at="everything",
             expected=f"a header of at most {MAX_HEADER} bytes",
             found=f"{len(text)} bytes",
             hint="use fewer and larger arrays, for example one array for all layers of a kind",
@@ -109,6 +108,8 @@ def _check_frame(view: memoryview) -> int:
         refuse(
             f"The computation {what}.", at=min(len(view), total), expected=f"{total} bytes", found=f"{len(view)} bytes"
         )
+    if header_size > MAX_HEADER:
+        refuse("The header is too large.", at=len(MAGIC) + 4, expected=f"at most {MAX_HEADER}", found=header_size)
     if hashlib.sha256(view[:-_DIGEST]).digest() != bytes(view[-_DIGEST:]):
         refuse("The computation is damaged: its digest does not match.", at=len(view) - _DIGEST)
     if version != VERSION:

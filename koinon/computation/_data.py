@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from koinon._errors import CardinalityError
-from koinon.types import StructType, Type, to_container
+from koinon._errors import CardinalityError, KoinonTypeError, UnknownClientError
+from koinon.computation._flat import leaf_types
+from koinon.types import StructType, TensorType, Type, to_container
 
 _COMMON_ROOM = 512
 _COMMON_BYTES = 2**23
@@ -29,6 +30,10 @@ class PackedSequences:
         `rows`, which is at least the number of examples.
       offsets: int32 `[clients]`, the row at which each client's examples start.
       lengths: int32 `[clients]`, the number of each client's examples.
+
+    Raises:
+      KoinonTypeError: if the buffers are not those of the element type.
+      CardinalityError: if the offsets and lengths do not fit each other, or leave the buffers.
     """
 
     def __init__(self, element_type: Type, buffers: Sequence[Any], offsets: np.ndarray, lengths: np.ndarray) -> None:
@@ -42,6 +47,34 @@ class PackedSequences:
             raise CardinalityError(
                 "The offsets and lengths of packed sequences must be two vectors with one entry per client.",
                 found=f"shapes {self.offsets.shape} and {self.lengths.shape}",
+            )
+        self._check_buffers()
+
+    def _check_buffers(self) -> None:
+        leaves = leaf_types(self.element_type)
+        if len(self.buffers) != len(leaves):
+            raise KoinonTypeError(
+                "Packed sequences have one buffer for each leaf of an example.",
+                expected=f"{len(leaves)} buffers, for {self.element_type}",
+                found=f"{len(self.buffers)} buffers",
+            )
+        for i, (leaf, buffer) in enumerate(zip(leaves, self.buffers, strict=True)):
+            expected = TensorType(leaf.dtype, None if leaf.shape is None else (None, *leaf.shape))
+            found = TensorType(buffer.dtype, buffer.shape)
+            if not expected.is_assignable_from(found):
+                raise KoinonTypeError(
+                    "A buffer of packed sequences has another dtype or shape than the examples.",
+                    expected=expected,
+                    found=found,
+                    differs=f"buffer {i}",
+                )
+        ends = self.offsets.astype(np.int64) + self.lengths
+        rows = min([buffer.shape[0] for buffer in self.buffers], default=int(ends.max(initial=0)))
+        if (self.offsets < 0).any() or (self.lengths < 0).any() or (ends > rows).any():
+            raise CardinalityError(
+                "The examples of a client lie outside the buffers of packed sequences.",
+                expected=f"rows from 0 to {rows}",
+                found=f"rows from {self.offsets.min()} to {ends.max()}",
             )
 
     @property
@@ -75,7 +108,7 @@ def _with_room(buffer: Any, rows: int) -> Any:
     if missing <= 0:
         return buffer
     if isinstance(buffer, jax.Array):
-        return jnp.concatenate([buffer, jnp.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
+        return jnp.concatenate([buffer, jnp.empty((missing, *buffer.shape[1:]), buffer.dtype)])
     return np.concatenate([buffer, np.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
 
 
@@ -94,6 +127,13 @@ class Cohort:
         self.packed = packed
         self.indices = np.asarray(indices, np.int32)
         self.client_ids = client_ids
+        outside = self.indices[(self.indices < 0) | (self.indices >= packed.num_clients)]
+        if outside.size:
+            raise UnknownClientError(
+                f"The dataset has no client at position {outside[0]}.",
+                expected=f"positions from 0 to {packed.num_clients - 1}",
+                found=str(outside.tolist()),
+            )
         self.offsets = packed.offsets[self.indices]
         self.lengths = packed.lengths[self.indices]
 

@@ -53,7 +53,8 @@ class Evaluator:
                 function = self.evaluate(node.function, scope)
                 return function(None if node.argument is None else self.evaluate(node.argument, scope))
             case ir.Lambda():
-                return Closure(self, node, scope)
+                # A copy: names bound later in a block around it are none of its business.
+                return Closure(self, node, dict(scope))
             case ir.Local():
                 return LocalFunction(node, self._run_local)
             case ir.Intrinsic():
@@ -67,7 +68,7 @@ class Evaluator:
 class Closure:
     """The value of a lambda expression: a function, and the scope in which it was written."""
 
-    __slots__ = ("evaluator", "node", "scope")
+    __slots__ = ("__weakref__", "evaluator", "node", "scope")
 
     def __init__(self, evaluator: Evaluator, node: ir.Lambda, scope: Mapping[str, Any]) -> None:
         self.evaluator = evaluator
@@ -83,7 +84,7 @@ class Closure:
 class LocalFunction:
     """The value of a program of JAX: a function."""
 
-    __slots__ = ("node", "run")
+    __slots__ = ("__weakref__", "node", "run")
 
     def __init__(self, node: ir.Local, run: Callable[[ir.Local, Any], Any]) -> None:
         self.node = node
@@ -96,7 +97,7 @@ class LocalFunction:
 class OperatorFunction:
     """The value of an operator: a function."""
 
-    __slots__ = ("handler", "node")
+    __slots__ = ("__weakref__", "handler", "node")
 
     def __init__(self, node: ir.Intrinsic, handler: Handler) -> None:
         self.node = node

@@ -2,5 +2,19 @@
 
 from koinon.learning import algorithms, losses, metrics, models, optimizers, programs, templates
 from koinon.learning._client_weighting import ClientWeighting
+from koinon.learning._debug_measurements import add_debug_measurements
+from koinon.learning._recommend import dp_aggregator, robust_aggregator
 
-__all__ = ["ClientWeighting", "algorithms", "losses", "metrics", "models", "optimizers", "programs", "templates"]
+__all__ = [
+    "ClientWeighting",
+    "add_debug_measurements",
+    "algorithms",
+    "dp_aggregator",
+    "losses",
+    "metrics",
+    "models",
+    "optimizers",
+    "programs",
+    "robust_aggregator",
+    "templates",
+]

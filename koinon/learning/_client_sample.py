@@ -31,8 +31,13 @@ class ClientSample(NamedTuple):
     count: Any
 
 
-class _Reservoir(NamedTuple):
-    """The rows of highest priority so far; a free row has priority -1."""
+class Reservoir(NamedTuple):
+    """The values of the greatest priority so far.
+
+    Attributes:
+      values: leaves `[size, ...]`.
+      priorities: float32 `[size]`; a free row has -1.
+    """
 
     values: Any
     priorities: Any
@@ -49,7 +54,12 @@ def check_sample_size(name: str, size: Any) -> None:
 
 
 def sample_clients(value: Any, size: int, key: Any) -> Any:
-    """A uniform sample without replacement of the clients' values, a `ClientSample` at the server.
+    """A uniform sample without replacement of the clients' values, a `ClientSample` at the server; see `reservoir_of`."""
+    return federated_map(sample_of, reservoir_of(value, size, key))
+
+
+def reservoir_of(value: Any, size: int, key: Any) -> Any:
+    """A uniform sample without replacement of the clients' values, a `Reservoir` at the server.
 
     Every client draws a number, and the values with the greatest ones are kept: so the sample does not depend on the
     order in which, or the machines on which, clients are aggregated.
@@ -62,11 +72,13 @@ def sample_clients(value: Any, size: int, key: Any) -> Any:
     priority = federated_map(lambda own_key: jax.random.uniform(own_key), federated_split_key(key))
     value_type = value.type_signature.member
 
-    @jax_computation
-    def empty() -> _Reservoir:
-        return _Reservoir(_rows(value_type, size), jnp.full((size,), -1.0, jnp.float32))
+    empty = jax_computation()(lambda: empty_reservoir(value_type, size))
+    return federated_aggregate(federated_zip((value, priority)), empty(), _insert, merge_reservoirs, lambda kept: kept)
 
-    return federated_aggregate(federated_zip((value, priority)), empty(), _insert, _merge, _report)
+
+def empty_reservoir(value_type: Type, size: int) -> Reservoir:
+    """A reservoir of free rows."""
+    return Reservoir(_rows(value_type, size), jnp.full((size,), -1.0, jnp.float32))
 
 
 def constant_key(seed: int) -> Any:
@@ -81,7 +93,7 @@ def _rows(type_: Type, size: int) -> Any:
     return jnp.zeros((size, *(type_.shape or ())), type_.dtype)
 
 
-def _insert(reservoir: _Reservoir, client: tuple[Any, Any]) -> _Reservoir:
+def _insert(reservoir: Reservoir, client: tuple[Any, Any]) -> Reservoir:
     value, priority = client
     lowest = jnp.argmin(reservoir.priorities)
     is_kept = priority > reservoir.priorities[lowest]
@@ -89,16 +101,18 @@ def _insert(reservoir: _Reservoir, client: tuple[Any, Any]) -> _Reservoir:
         lambda rows, row: rows.at[lowest].set(jnp.where(is_kept, row, rows[lowest])), reservoir.values, value
     )
     priorities = reservoir.priorities.at[lowest].max(priority)
-    return _Reservoir(values, priorities)
+    return Reservoir(values, priorities)
 
 
-def _merge(a: _Reservoir, b: _Reservoir) -> _Reservoir:
+def merge_reservoirs(a: Reservoir, b: Reservoir) -> Reservoir:
+    """The reservoir of the values of both, of the size of the first."""
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
     order = jnp.argsort(-both.priorities)[: a.priorities.shape[0]]
     return jax.tree.map(lambda rows: rows[order], both)
 
 
-def _report(reservoir: _Reservoir) -> ClientSample:
+def sample_of(reservoir: Reservoir) -> ClientSample:
+    """The sample that a reservoir holds, its free rows last."""
     order = jnp.argsort(-reservoir.priorities)
     count = jnp.sum(reservoir.priorities >= 0, dtype=jnp.int32)
     return ClientSample(jax.tree.map(lambda rows: rows[order], reservoir.values), count)

@@ -22,9 +22,7 @@ class ClientStateTable:
         """Gives every client the state of one that has not taken part yet."""
         self._like = initial
         self._index = {client_id: position for position, client_id in enumerate(client_ids)}
-        self.rows: Any = jax.tree.map(
-            lambda leaf: np.repeat(_to_numpy(leaf)[None], len(self._index), axis=0), initial
-        )
+        self.rows: Any = jax.tree.map(lambda leaf: np.repeat(_to_numpy(leaf)[None], len(self._index), axis=0), initial)
 
     def read(self, client_ids: Sequence[Hashable]) -> list[Any]:
         """The state of each of these clients.
@@ -39,7 +37,9 @@ class ClientStateTable:
                 hint="sample without replacement",
             )
         return [
-            jax.tree.map(lambda like, column, row=self._index[client_id]: _like(column[row], like), self._like, self.rows)
+            jax.tree.map(
+                lambda like, column, row=self._index[client_id]: _like(column[row], like), self._like, self.rows
+            )
             for client_id in client_ids
         ]
 

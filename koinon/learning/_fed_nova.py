@@ -110,7 +110,7 @@ def build_fed_nova(
 
     def train(inputs: ClientInputs) -> Trained:
         trained = train_locally(model, optimizer, plan, inputs)
-        length = length_of_steps(optimizer, inputs.hparams, plan.batches(inputs.data, jax.random.key(0)).length)
+        length = length_of_steps(optimizer, inputs.hparams, plan.num_batches(inputs.data))
         delta = jax.tree.map(jnp.subtract, inputs.weights.trainable, trained.weights.trainable)
         update = NormalizedUpdate(divided_by_length(delta, length), length)
         weight = weight_of(client_weighting, plan.num_examples(inputs.data))

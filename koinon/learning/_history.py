@@ -63,10 +63,11 @@ class History(Mapping[str, np.ndarray]):
             return "History(0 rounds)"
         width = max(map(len, self))
         omitted = "  .. " if self.num_rows > _ROWS_SHOWN else "  "
-        lines = [f"History({self.num_rows} rounds)"]
-        for name in self:
-            lines.append(f"  {name:<{width}}{omitted}" + "  ".join(f"{x:>9.4g}" for x in self[name][-_ROWS_SHOWN:]))
-        return "\n".join(lines)
+        rows = [
+            f"  {name:<{width}}{omitted}" + "  ".join(map("{:>9.4g}".format, self[name][-_ROWS_SHOWN:]))
+            for name in self
+        ]
+        return "\n".join([f"History({self.num_rows} rounds)", *rows])
 
 
 def _step(entry: Any) -> str:

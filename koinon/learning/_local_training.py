@@ -56,6 +56,11 @@ class BatchPlan:
         count = data.length if self.take is None else jnp.minimum(data.length, self.take)
         return count // self.batch_size * self.batch_size if self.drop_remainder else count
 
+    def num_batches(self, data: Sequence) -> Any:
+        """The number of batches over all epochs, int32."""
+        count = self.num_examples(data)
+        return self.epochs * -(-count // self.batch_size)
+
     def _epoch(self, data: Sequence, key: Any) -> Sequence:
         if self.shuffle:
             data = data.shuffle(key)

@@ -51,17 +51,22 @@ def sum_then_finalize(metric_finalizers: MetricFinalizers) -> PolymorphicComputa
       KoinonTypeError: the finalizers are neither functions by name nor a function.
       KoinonValueError: (when called) the names are not those of the states.
     """
-    finalize = _as_one_function(metric_finalizers)
+    finalize = as_one_function(metric_finalizers)
 
     @federated_computation
     def sum_then_finalize(unfinalized_metrics: Any) -> Any:
-        _check_names(metric_finalizers, unfinalized_metrics.type_signature.member)
+        check_names(metric_finalizers, unfinalized_metrics.type_signature.member)
         return federated_map(finalize, federated_sum(unfinalized_metrics))
 
     return sum_then_finalize
 
 
-def _as_one_function(metric_finalizers: MetricFinalizers) -> Callable[[Any], Any]:
+def as_one_function(metric_finalizers: MetricFinalizers) -> Callable[[Any], Any]:
+    """The function from all states to all values that finalizers are.
+
+    Raises:
+      KoinonTypeError: they are neither functions by name nor a function.
+    """
     if callable(metric_finalizers):
         return metric_finalizers
     if not isinstance(metric_finalizers, Mapping) or not all(callable(fn) for fn in metric_finalizers.values()):
@@ -75,7 +80,12 @@ def _as_one_function(metric_finalizers: MetricFinalizers) -> Callable[[Any], Any
     return finalize
 
 
-def _check_names(metric_finalizers: MetricFinalizers, states_type: Any) -> None:
+def check_names(metric_finalizers: MetricFinalizers, states_type: Any) -> None:
+    """Checks that finalizers and states have the same names.
+
+    Raises:
+      KoinonValueError: they do not.
+    """
     if callable(metric_finalizers):
         return
     found = states_type.fields() if isinstance(states_type, StructType) else []
@@ -120,7 +130,7 @@ class SumThenFinalizeFactory(UnweightedAggregationFactory):
         inner_summation_factory: UnweightedAggregationFactory | None = None,
     ) -> None:
         self._finalizers = metric_finalizers
-        self._finalize = _as_one_function(metric_finalizers)
+        self._finalize = as_one_function(metric_finalizers)
         self._inner = SumFactory() if inner_summation_factory is None else inner_summation_factory
         if not isinstance(self._inner, UnweightedAggregationFactory):
             raise KoinonTypeError(
@@ -134,7 +144,7 @@ class SumThenFinalizeFactory(UnweightedAggregationFactory):
           KoinonValueError: the names of the states are not those of the finalizers.
           SumIncompatibleError: the states cannot be summed.
         """
-        _check_names(self._finalizers, value_type)
+        check_names(self._finalizers, value_type)
         inner = self._inner.create(value_type)
         finalize = self._finalize
 

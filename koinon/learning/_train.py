@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from koinon._errors import KoinonTypeError, KoinonValueError, ProgramStateError, ProgramStateExistsError
-from koinon.learning._client_state_table import ClientStateTable
+from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.learning._history import History
 from koinon.learning._process import LearningProcess
 from koinon.learning._stop import StopSignals
+from koinon.learning._training_run import TrainingData, TrainingRun
+from koinon.learning._writer import Writer
 from koinon.program import ProgramStateManager, ReleaseManager
-from koinon.types import SequenceType
+from koinon.types import SequenceType, StructType, strip_placement
 
 _LOGGER = logging.getLogger("koinon.learning")
-
-
-class TrainingData(Protocol):
-    """What a driver needs of a federated dataset; `koinon.simulation.ClientData` is one."""
-
-    @property
-    def client_ids(self) -> Sequence[Hashable]:
-        """The ids of the clients."""
-        ...
-
-    def cohort(self, client_ids: Iterable[Hashable]) -> Any:
-        """What a learning process takes as the data of these clients."""
-        ...
 
 
 class RoundReport(NamedTuple):
@@ -89,26 +77,6 @@ class TrainingInterrupted(SystemExit):
 
     def __str__(self) -> str:
         return self.message
-
-
-class ProgramState(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-      round_number: the last round that is over.
-      state: the state of the process.
-      client_states: the rows of the states that clients keep; `()` for a process without.
-      callbacks: the states of those callbacks that have one.
-      stopped: whether a callback has ended the training.
-      settings: what a resumed run must share with the one that it continues.
-    """
-
-    round_number: int
-    state: Any
-    client_states: Any
-    callbacks: tuple[Any, ...]
-    stopped: bool
-    settings: dict[str, int]
 
 
 def train(
@@ -189,10 +157,10 @@ def train(
     # A sampler that does not fit the data shows before anything is computed.
     data.cohort(draw(1))
 
-    run = _Run(process, data, callbacks, _settings(data, clients_per_round, seed), state_manager)
+    run = TrainingRun(process, data, callbacks, _settings(data, clients_per_round, seed), state_manager)
     run.begin(resume)
     history = History()
-    with StopSignals() as stop:
+    with StopSignals() as stop, Writer() as writer:
         try:
             for number in run.remaining(rounds):
                 started = time.perf_counter()
@@ -203,21 +171,21 @@ def train(
                     evaluation = to_host(evaluate(process.get_model_weights(state)))
                 report = RoundReport(number, to_host(metrics), evaluation, time.perf_counter() - started)
                 # Every callback is asked, also after one that wants to stop.
-                stopped = any([bool(callback(report)) for callback in callbacks])
+                stopped = True in [bool(callback(report)) for callback in callbacks]
                 with stop.deferred():
-                    for manager in release:
-                        manager.release(report.released, number)
                     run.complete(number, state, client_ids, client_states, stopped)
                     history.append({"round": number, **report.released, "seconds": report.seconds})
+                    writer.submit(_release, release, report)
                     if number % save_every == 0:
-                        run.save()
+                        writer.submit(run.save, run.snapshot())
                 if stop.requested:
                     break
         except KeyboardInterrupt:
             stop.requested = True
         finally:
             with stop.deferred():
-                run.save()
+                writer.submit(run.save, run.snapshot())
+                writer.wait()
     result = TrainingResult(run.state, run.round_number, history, run.stopped)
     if stop.requested and run.round_number < rounds and not run.stopped:
         message = f"Stopped after round {run.round_number} of {rounds}"
@@ -227,99 +195,9 @@ def train(
     return result
 
 
-class _Run:
-    """The state of a training run, and its checkpoints."""
-
-    def __init__(
-        self,
-        process: LearningProcess,
-        data: TrainingData,
-        callbacks: Sequence[Any],
-        settings: dict[str, int],
-        state_manager: ProgramStateManager | None,
-    ) -> None:
-        self.round_number = 0
-        self.stopped = False
-        self._process = process
-        self._data = data
-        self._callbacks = [callback for callback in callbacks if hasattr(callback, "state")]
-        self._settings = settings
-        self._state_manager = state_manager
-        self._saved_round = -1
-
-    def begin(self, resume: bool) -> None:
-        """Takes the state of the newest checkpoint, or the initial one, which becomes the first checkpoint."""
-        versions = None if self._state_manager is None else self._state_manager.get_versions()
-        if versions and not resume:
-            raise ProgramStateExistsError(
-                "There are checkpoints of a run already.",
-                found=f"rounds up to {versions[-1]}",
-                hint="pass `resume=True` to continue it, or save to an empty directory",
-            )
-        self.state = self._process.initialize()
-        fresh = self._process.initialize_client_state
-        self._clients = None if fresh is None else ClientStateTable(fresh(), self._data.client_ids)
-        if self._state_manager is not None:
-            saved, version = self._state_manager.load_latest(self._program_state())
-            if saved is not None:
-                self._continue(saved, version)
-        self.save()
-
-    def remaining(self, rounds: int) -> Iterator[int]:
-        """The numbers of the rounds that are left to do."""
-        for number in range(self.round_number + 1, rounds + 1):
-            if self.stopped:
-                return
-            yield number
-
-    def next(self, client_ids: list[Hashable]) -> tuple[Any, Any, Any]:
-        """Runs a round; returns the new state, those of the clients and the metrics, and changes nothing."""
-        cohort = self._data.cohort(client_ids)
-        if self._clients is None:
-            output = self._process.next(self.state, cohort)
-            return output.state, None, output.metrics
-        output = self._process.next(self.state, self._clients.read(client_ids), cohort)
-        return output.state, output.client_state, output.metrics
-
-    def complete(
-        self, number: int, state: Any, client_ids: list[Hashable], client_states: Any, stopped: bool
-    ) -> None:
-        """Takes over what a round has returned."""
-        self.round_number, self.state, self.stopped = number, state, stopped
-        if self._clients is not None:
-            self._clients.write(client_ids, client_states)
-
-    def save(self) -> None:
-        """Saves a checkpoint, unless this round has one."""
-        if self._state_manager is not None and self._saved_round != self.round_number:
-            self._state_manager.save(self._program_state(), self.round_number)
-            self._saved_round = self.round_number
-
-    def _program_state(self) -> ProgramState:
-        return ProgramState(
-            self.round_number,
-            self.state,
-            () if self._clients is None else self._clients.rows,
-            tuple(callback.state for callback in self._callbacks),
-            self.stopped,
-            self._settings,
-        )
-
-    def _continue(self, saved: ProgramState, version: int) -> None:
-        if saved.settings != self._settings:
-            name = next(name for name in saved.settings if saved.settings[name] != self._settings[name])
-            raise ProgramStateError(
-                f"The saved run has another `{name}`, and would not go on as it began.",
-                expected=f"{name}={saved.settings[name]}",
-                found=f"{name}={self._settings[name]}",
-                hint="resume with what the run was started with, or save to an empty directory",
-            )
-        self.state, self.round_number, self._saved_round = saved.state, saved.round_number, version
-        self.stopped = saved.stopped
-        if self._clients is not None:
-            self._clients.rows = jax.tree.map(np.array, saved.client_states)
-        for callback, state in zip(self._callbacks, saved.callbacks, strict=True):
-            callback.state = state
+def _release(managers: Sequence[ReleaseManager], report: RoundReport) -> None:
+    for manager in managers:
+        manager.release(report.released, report.round_number)
 
 
 def to_host(tree: Any) -> Any:
@@ -393,7 +271,9 @@ def _check_kinds(process: Any, release: Any, state_manager: Any) -> None:
 
 def _check_examples(process: LearningProcess, data: Any) -> None:
     """Checks the type of the clients' examples, where the data tells it."""
-    taken = process.next.type_signature.parameter[-1].member
+    parameter = process.next.type_signature.parameter
+    assert isinstance(parameter, StructType)
+    taken = strip_placement(parameter[-1])
     found = getattr(data, "element_type", None)
     if isinstance(taken, SequenceType) and found is not None and not taken.element.is_assignable_from(found):
         raise KoinonTypeError(

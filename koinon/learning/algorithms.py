@@ -1,5 +1,6 @@
 """Federated learning algorithms, each a `LearningProcess` composed of its pieces."""
 
+from koinon.learning._ditto import build_ditto
 from koinon.learning._fed_avg import build_unweighted_fed_avg, build_weighted_fed_avg
 from koinon.learning._fed_avg_schedule import build_weighted_fed_avg_with_optimizer_schedule
 from koinon.learning._fed_eval import build_fed_eval, build_per_client_eval_computation
@@ -15,8 +16,10 @@ from koinon.learning._mime import (
     build_weighted_mime_lite,
 )
 from koinon.learning._personalization import build_fine_tuning_fn, build_personalization_eval_computation
+from koinon.learning._scaffold import build_scaffold
 
 __all__ = [
+    "build_ditto",
     "build_fed_adagrad",
     "build_fed_adam",
     "build_fed_eval",
@@ -30,6 +33,7 @@ __all__ = [
     "build_mime_lite_with_optimizer_schedule",
     "build_per_client_eval_computation",
     "build_personalization_eval_computation",
+    "build_scaffold",
     "build_unweighted_fed_avg",
     "build_unweighted_fed_prox",
     "build_unweighted_mime_lite",

@@ -2,6 +2,7 @@
 
 from koinon.learning._early_stopping import EarlyStopping
 from koinon.learning._history import History
-from koinon.learning._train import RoundReport, TrainingData, TrainingInterrupted, TrainingResult, train
+from koinon.learning._train import RoundReport, TrainingInterrupted, TrainingResult, train
+from koinon.learning._training_run import TrainingData
 
 __all__ = ["EarlyStopping", "History", "RoundReport", "TrainingData", "TrainingInterrupted", "TrainingResult", "train"]

@@ -9,7 +9,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from koinon._errors import KoinonValueError, MissingDependencyError
-from koinon.privacy._cohorts import CohortSampling, FixedSizeSampling, NoSampling, PoissonSampling, check_cohort_sampling
+from koinon.privacy._cohorts import (
+    CohortSampling,
+    FixedSizeSampling,
+    NoSampling,
+    PoissonSampling,
+    check_cohort_sampling,
+)
 
 AccountantName: TypeAlias = Literal["rdp", "pld"]
 
@@ -102,8 +108,8 @@ def compute_epsilon(
     return epsilon_of_event(dp_event(noise_multiplier, rounds, sampling), delta, accountant)
 
 
-def epsilon_of_event(event: Any, delta: float, accountant: AccountantName = "rdp") -> float:
-    """The epsilon of a `DpEvent`, for the relation of neighbours that the event is defined for.
+def epsilon_of_event(event: Any, delta: float, accountant: AccountantName = "rdp", *, count: int = 1) -> float:
+    """The epsilon of a `DpEvent` that happened `count` times, for the neighbours that it is defined for.
 
     Raises:
       MissingDependencyError: where the package `dp_accounting` is not installed.
@@ -115,7 +121,7 @@ def epsilon_of_event(event: Any, delta: float, accountant: AccountantName = "rdp
         raise KoinonValueError(
             f"The accountant `{accountant}` does not know this event.", found=event, hint="take the other accountant"
         )
-    return float(made.compose(event).get_epsilon(delta))
+    return float(made.compose(event, count).get_epsilon(delta))
 
 
 def calibrate_noise_multiplier(

@@ -48,7 +48,9 @@ def noise_key(seed: int | None = None) -> np.ndarray:
     return np.frombuffer(raw, dtype="<u4").astype(np.uint32)
 
 
-def random_words(key: jax.Array, nonce: tuple[jax.Array | int, jax.Array | int, jax.Array | int], count: int) -> jax.Array:
+def random_words(
+    key: jax.Array, nonce: tuple[jax.Array | int, jax.Array | int, jax.Array | int], count: int
+) -> jax.Array:
     """The first `count` words of the ChaCha20 key stream for a key and a nonce; different nonces, different streams.
 
     Args:

@@ -18,7 +18,7 @@ __all__ = ["canary_epsilon", "epsilon_lower_bound", "gaussian_epsilon", "impossi
 
 
 def impossible_share(outputs: Any, possible: Any) -> float:
-    """The share of outputs that a neighbouring data set cannot give, whatever the noise; 0 where nothing leaks this way.
+    """The share of outputs that a neighbouring data set cannot give, whatever the noise; 0 if nothing leaks so.
 
     Args:
       outputs: what a mechanism gave for one data set.

@@ -12,7 +12,14 @@ import numpy as np
 
 from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError, UnknownClientError
 from koinon.computation import ClientRows, Computation
-from koinon.types import StructType, TensorType, Type, from_container, is_structure_of_tensors
+from koinon.types import (
+    StructType,
+    TensorType,
+    Type,
+    contains_federated_types,
+    from_container,
+    is_structure_of_tensors,
+)
 
 
 class ClientStates(NamedTuple):
@@ -204,8 +211,9 @@ def _state_type(initialize: Any) -> Type:
             hint=hint,
         )
     type_ = initialize.type_signature.result
-    if not is_structure_of_tensors(type_) or not all(leaf.is_fully_defined for leaf in _leaf_types(type_)):
-        raise KoinonTypeError("The state of a client must be made of tensors of known shapes.", found=type_)
+    is_made_of_tensors = is_structure_of_tensors(type_) and not contains_federated_types(type_)
+    if not is_made_of_tensors or not all(leaf.is_fully_defined for leaf in _leaf_types(type_)):
+        raise KoinonTypeError("The state of a client must be made of unplaced tensors of known shapes.", found=type_)
     return type_
 
 

@@ -192,7 +192,7 @@ class ClientData:
 
         Raises:
           KoinonTypeError: if `table` is no table, or a column holds no numbers.
-          KoinonValueError: if there is no such column, a client id is missing, or an integer does not fit.
+          KoinonValueError: if there is no such column, a client id or a number is missing, or an integer does not fit.
 
         Example:
           >>> table = {"user": ["ann", "bob", "ann"], "x": [0.5, 1.5, 2.5], "y": [0, 1, 1]}

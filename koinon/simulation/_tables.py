@@ -30,12 +30,12 @@ def read_table(
 
 
 def _names(table: Any) -> list[Any]:
-    if isinstance(table, Mapping):
+    if isinstance(table, Mapping) and not any(hasattr(column, "column_names") for column in table.values()):
         return list(table)
     # pyarrow and `datasets` have `column_names`; pandas and polars have `columns`, which pyarrow uses for the data.
     for attribute in ("column_names", "columns"):
         names = getattr(table, attribute, None)
-        if names is not None and not isinstance(names, Mapping) and hasattr(table, "__getitem__"):
+        if names is not None and not isinstance(table, Mapping) and hasattr(table, "__len__"):
             return list(names)
     raise KoinonTypeError(
         "This is no table that koinon can read.",
@@ -80,6 +80,14 @@ def _numbers(column: Any, name: Any) -> np.ndarray:
             found=f"dtype {getattr(column, 'dtype', array.dtype)}"
             + (f", such as {array[0]!r:.60}" if len(array) else ""),
             hint="encode text as integers and fill in what is missing, or choose other columns with `columns=`",
+        )
+    num_missing = 0 if array.dtype.kind in "biu" else int(np.isnan(array).sum())
+    if num_missing:
+        raise KoinonValueError(
+            f"The column {name!r} has missing values.",
+            expected="a number in each row",
+            found=f"{num_missing} that are NaN",
+            hint="fill them in, or leave their rows out; `ClientData.from_arrays` takes NaN as a number",
         )
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if dtype.kind in "iu" and array.size and dtype != array.dtype:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import koinon as ko
@@ -303,6 +304,48 @@ def test_what_has_no_form_is_refused_by_name(make: Any, says: str, names: str) -
         with pytest.raises(NotCompilableError, match=says) as error:
             function(computation)
         assert names in str(error.value.found)
+
+
+def test_a_learning_process_goes_together_again() -> None:
+    """Federated averaging of the library has both forms, starts from its own state, and learns the same."""
+    model = ko.learning.models.functional(
+        lambda w, x: x @ w["w"],
+        {"w": np.zeros((2, 1), np.float32)},
+        example_spec={"x": (jnp.float32, (2,)), "y": (jnp.float32, (1,))},
+        loss=ko.learning.losses.squared_error,
+    )
+    process = ko.learning.algorithms.build_weighted_fed_avg(
+        model, optax.sgd(0.1), optax.adam(0.1), batch_size=2, shuffle=True
+    )
+    form = compiler.get_map_reduce_form_for_computation(process.next)
+    rng = np.random.default_rng(0)
+    data = [
+        {"x": rng.normal(size=(n, 2)).astype(np.float32), "y": rng.normal(size=(n, 1)).astype(np.float32)}
+        for n in (3, 1)
+    ]
+    with ko.backends.use("reference"):
+        state = compiler.get_state_initialization_computation(process)()
+
+        assert same(compiler.get_computation_for_map_reduce_form(form)(state, data), process.next(state, data))
+
+
+@pytest.mark.parametrize(
+    "initialize",
+    [
+        ko.federated_computation(at_server(FLOAT))(lambda s: s),
+        ko.federated_computation(lambda: ko.federated_value(1.0, CLIENTS)),
+        ko.jax_computation(lambda: 1.0),
+    ],
+    ids=["parameter", "clients", "unplaced"],
+)
+def test_a_state_is_made_at_the_server_of_nothing(initialize: Any) -> None:
+    """An initialization that takes something, or makes a value elsewhere, is refused."""
+
+    class Process(NamedTuple):
+        initialize: Any
+
+    with pytest.raises(NotCompilableError, match="initialization of a state"):
+        compiler.get_state_initialization_computation(Process(initialize))
 
 
 def test_what_has_a_form_passes_the_check() -> None:

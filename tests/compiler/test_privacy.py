@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import koinon as ko
@@ -370,6 +371,26 @@ def test_keys_drawn_from_data_are_listed() -> None:
         return ko.federated_map(lambda k: jax.random.bits(k), ko.federated_split_key(key))
 
     assert unprotected(privacy_report(draw)) == {("broadcast[0]", "plain")}
+
+
+def test_federated_averaging_is_open_about_everything() -> None:
+    """The library's federated averaging releases its model by two sums, and its metrics, all unprotected."""
+    model = ko.learning.models.functional(
+        lambda w, x: x @ w["w"],
+        {"w": jnp.zeros((2, 1))},
+        example_spec={"x": (jnp.float32, (2,)), "y": (jnp.float32, (1,))},
+        loss=ko.learning.losses.squared_error,
+    )
+    process = ko.learning.algorithms.build_weighted_fed_avg(model, optax.sgd(0.1), optax.sgd(1.0), batch_size=2)
+    rows = privacy_report(process.next).rows
+    weights = [row for row in rows if row.path == ".state.global_model_weights.trainable['w']"]
+    metrics = [row.path for row in rows if row.path.startswith(".metrics")]
+
+    assert len(weights) == 2
+    assert all(row.feeds_back and not row.protected for row in weights)
+    assert all("argument.client_data['x']" in row.sources for row in weights)
+    assert any("num_examples" in path for path in metrics)
+    assert any("loss" in path for path in metrics)
 
 
 def test_a_report_needs_a_positive_number_of_clients() -> None:

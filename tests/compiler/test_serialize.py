@@ -16,7 +16,9 @@ import pytest
 
 import koinon as ko
 from koinon._errors import KoinonValueError, NoDerivativeError, SerializationError
-from koinon.compiler import deserialize, fingerprint, serialize
+from koinon.compiler import _export, deserialize, fingerprint, serialize
+from koinon.compiler._export import PLATFORMS
+from koinon.compiler._wire import unpack
 from koinon.computation import INTRINSICS
 from koinon.computation import _ir as ir
 from koinon.templates import MeasuredProcess, MeasuredProcessOutput
@@ -140,6 +142,45 @@ def test_a_program_without_derivative_says_so() -> None:
     square = deserialize(serialize(ko.jax_computation(lambda x: x * x, jnp.float32)))
     with pytest.raises(NoDerivativeError):
         jax.grad(jax.grad(square))(1.0)
+
+
+def test_a_program_runs_the_branch_of_its_platform() -> None:
+    """One artifact holds the lowerings for several platforms, and the machine that runs it picks its own."""
+
+    @ko.jax_computation
+    def platform():
+        branches = {name: functools.partial(jnp.int32, i) for i, name in enumerate(PLATFORMS)}
+        return jax.lax.platform_dependent(**branches)
+
+    names = {"gpu": "cuda"}
+    expected = PLATFORMS.index(names.get(jax.default_backend(), jax.default_backend()))
+    assert int(deserialize(serialize(platform))()) == expected
+
+
+def test_a_program_for_some_platforms_is_written_for_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no lowering for a platform is written without it, and refuses to run there."""
+    eigenvalues = ko.jax_computation(jnp.linalg.eigvals, TensorType("float32", (2, 2)))
+    header, _ = unpack(serialize(eigenvalues))
+    assert header["programs"][0]["platforms"] == ["cpu"]
+    here = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    monkeypatch.setattr(_export, "PLATFORMS", tuple([name for name in PLATFORMS if name != here]))
+    elsewhere = deserialize(serialize(ko.jax_computation(lambda x: x + 1, jnp.float32)))
+    with pytest.raises(KoinonValueError, match="does not run on this platform"):
+        elsewhere(1.0)
+
+
+def test_a_loaded_computation_is_a_part_of_a_program_of_jax() -> None:
+    """Called in a jax_computation, under vmap too, it becomes a part of the program, for every size and platform."""
+    vector = TensorType("float32", (None,))
+    inner = deserialize(serialize(ko.jax_computation(lambda x: jnp.tanh(x) * x.shape[0], vector)))
+
+    @ko.jax_computation(vector)
+    def outer(x):
+        return inner(x) + inner(2 * x), jax.vmap(lambda scale: inner(scale * x))(jnp.arange(3.0))
+
+    x = np.arange(4, dtype="f4")
+    zoo.assert_same(deserialize(serialize(outer))(x), outer(x))
+    np.testing.assert_allclose(outer(x)[0], 4 * (np.tanh(x) + np.tanh(2 * x)), rtol=1e-6)
 
 
 def test_registered_containers_keep_their_class_and_others_become_the_default() -> None:

@@ -122,6 +122,15 @@ def linear_algebra() -> Case:
 
 
 @case
+def complex_numbers() -> Case:
+    @ko.jax_computation(TensorType("complex64", (4,)))
+    def transform(z):
+        return jnp.fft.fft(z * jnp.asarray([1, 2j, 3, 4 + 1j], jnp.complex64)), jnp.abs(z)
+
+    return Case(transform, (np.array([1, 1j, -2, 0.5], "c8"),))
+
+
+@case
 def large_constants() -> Case:
     table = np.random.default_rng(0).normal(size=(50, 4)).astype("f4")
     return Case(ko.jax_computation(lambda i: jnp.asarray(table)[i], jnp.int32), (7,))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import koinon as ko
-from koinon.computation import current_backend, set_default_backend, using_backend
 from koinon.computation import _context as context
+from koinon.computation import current_backend, set_default_backend, using_backend
 from koinon.errors import ContextError, KoinonTypeError, KoinonValueError
 from koinon.types import at_clients
 
@@ -32,11 +32,16 @@ class Echo:
 def test_a_backend_is_in_use_within_a_block() -> None:
     """Blocks nest, and the one before is back afterwards, also after an error."""
     outside = current_backend()
-    with using_backend(Echo("a")) as a:
-        assert current_backend() is a
-        with pytest.raises(RuntimeError, match="leave"), ko.backends.use(Echo("b")):
+
+    def run_and_fail() -> None:
+        with ko.backends.use(Echo("b")):
             assert identity([1]) == ("b", "lambda", [1])
             raise RuntimeError("leave")
+
+    with using_backend(Echo("a")) as a:
+        assert current_backend() is a
+        with pytest.raises(RuntimeError, match="leave"):
+            run_and_fail()
         assert identity([2])[0] == "a"
     assert current_backend() is outside
 

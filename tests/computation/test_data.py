@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import koinon as ko
+from koinon.computation import ClientRows
 from koinon.errors import CardinalityError, KoinonTypeError, UnknownClientError
 from koinon.types import SequenceType, TensorType, at_clients
 
@@ -112,10 +113,18 @@ def test_the_examples_of_a_cohort_may_be_keys(backend: str) -> None:
         at_clients(SequenceType(type_)),
     )
     numbers = [float(jax.random.uniform(key)) for key in keys]
-    np.testing.assert_allclose([float(x) for x in draw(ko.Cohort(data, np.array([1, 0])))], [numbers[1] + numbers[2], numbers[0]])
+    np.testing.assert_allclose(
+        [float(x) for x in draw(ko.Cohort(data, np.array([1, 0])))], [numbers[1] + numbers[2], numbers[0]]
+    )
 
 
 def test_stacked_values_of_clients_are_read_one_by_one() -> None:
-    """`ClientRows` count, iterate and index like a list."""
-    rows = ko.computation.ClientRows(ko.to_type({"a": np.int32, "b": np.float32}), [np.arange(4), np.ones(4)], 3) if False else None
-    assert rows is None
+    """`ClientRows` count, iterate and index like a list, in the containers of the type."""
+    rows = ClientRows(ko.to_type({"a": np.int32, "b": np.float32}), [np.arange(4), np.ones(4)], 3)
+    assert len(rows) == 3
+    assert [int(row["a"]) for row in rows] == [0, 1, 2]
+    assert int(rows[-1]["a"]) == 2
+    assert repr(rows) == "ClientRows(<a=int32,b=float32>, 3 clients)"
+    for index in (3, -4):
+        with pytest.raises(IndexError, match="there are 3 clients"):
+            rows[index]

@@ -27,6 +27,9 @@ class HuggingFaceDataset:
     def column_names(self) -> list[str]:
         return list(self.columns)
 
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
     def __getitem__(self, key: Any) -> Any:
         return {name: np.asarray(values) for name, values in self.columns.items()} if key == slice(None) else None
 
@@ -102,6 +105,7 @@ def test_with_64_bits_in_use_columns_keep_them() -> None:
     [
         (["red", "green"], KoinonTypeError, "'x' does not hold numbers(.|\n)*encode text"),
         ([1, None], KoinonTypeError, "'x' does not hold numbers(.|\n)*fill in"),
+        ([0.5, float("nan")], KoinonValueError, "'x' has missing values(.|\n)*1 that are NaN(.|\n)*from_arrays"),
         ([2**31, 0], KoinonValueError, "do not fit into int32(.|\n)*0 to 2147483648"),
     ],
 )
@@ -135,3 +139,9 @@ def test_what_is_no_table_is_refused(table: Any) -> None:
     """The error says what is one."""
     with pytest.raises(KoinonTypeError, match="no table"):
         ClientData.from_table(table, client_column="user")
+
+
+def test_a_dictionary_of_splits_is_no_table() -> None:
+    """The error says how to choose one."""
+    with pytest.raises(KoinonTypeError, match=r"dataset\['train'\]"):
+        ClientData.from_table({"train": HuggingFaceDataset(COLUMNS)}, client_column="user")

@@ -1,0 +1,58 @@
+"""The engine tells how it runs a call, and why."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import koinon as ko
+
+
+def test_a_fold_is_explained_with_its_size_and_its_aggregations() -> None:
+    """The page names the cohort, the operations of a step, lanes, threads and how each aggregation is taken."""
+    work = ko.jax_computation(ko.types.SequenceType(np.float32))(lambda data: data.reduce(0.0, lambda t, x: t + x * x))
+    total = ko.federated_computation(ko.types.at_clients(ko.types.SequenceType(np.float32)))(
+        lambda data: ko.federated_sum(ko.federated_map(work, data))
+    )
+
+    explanation = ko.backends.local.explain(total, [[1.0, 2.0], [3.0]])
+
+    assert (explanation.clients, explanation.examples, explanation.lanes) == (2, 3, 1)
+    assert explanation.step_operations is not None
+    assert explanation.aggregations == ("federated_sum: a sum, taken with the others",)
+    assert "2 clients with 3 examples" in str(explanation)
+
+
+def test_values_that_are_kept_of_each_client_are_named() -> None:
+    """A result at the clients costs one row for each, and the page says so."""
+    double = ko.federated_computation(ko.types.at_clients(np.float32))(
+        lambda v: ko.federated_map(lambda x: 2 * x, v)
+    )
+
+    assert ko.backends.local.explain(double, [1.0]).rows == ("{float32}@CLIENTS, for a later phase or the result",)
+
+
+def test_a_call_that_runs_on_the_reference_engine_says_why() -> None:
+    """Clients' values of several shapes cannot be one program, and the page says so."""
+    norms = ko.federated_computation(ko.types.at_clients(ko.types.TensorType(np.float32, (None,))))(
+        lambda v: ko.federated_sum(ko.federated_map(lambda x: (x * x).sum(), v))
+    )
+    vectors = [np.ones(3, np.float32), np.ones(2, np.float32)]
+
+    assert float(norms(vectors)) == 5.0
+    assert "several shapes" in str(ko.backends.local.explain(norms, vectors))
+
+
+def test_rewrites_are_counted() -> None:
+    """A convolution in a slow layout is listed with its rule."""
+
+    @ko.jax_computation((np.float32, (1, 1, 4, 4)))
+    def convolve(x):
+        layout = ("NCHW", "OIHW", "NCHW")
+        kernel = jnp.ones((2, 1, 3, 3))
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout)
+
+    explanation = ko.backends.local.explain(convolve, np.ones((1, 1, 4, 4), np.float32))
+
+    assert explanation.rewrites == (("canonical_convolution", 1),)

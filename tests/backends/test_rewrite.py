@@ -1,0 +1,154 @@
+"""The rules that rewrite programs before they are compiled: each is exact up to the order of rounding."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from koinon.backends._estimate import equations
+from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite, rewritten
+from koinon.computation._sequence_primitives import read_run, read_run_p, reduce, reduce_p
+
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NHWC", "OIHW", "NCHW")]
+
+
+def run(closed: Any, *arguments: Any) -> list[Any]:
+    """The results of a program."""
+    return jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *jax.tree.leaves(arguments))
+
+
+def assert_same_results(function: Any, *arguments: Any) -> collections.Counter[str]:
+    """Checks that rewriting a function changes nothing but rounding; returns which rules had work, and how often."""
+    closed = jax.make_jaxpr(function)(*arguments)
+    for expected, found in zip(run(closed, *arguments), run(rewrite(closed, CPU_RULES), *arguments), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+    return collections.Counter(rewritten(closed.jaxpr))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "VALID"), ((2, 1), "SAME")])
+def test_convolutions_and_their_gradients_keep_their_values(layout: Any, strides: Any, padding: str) -> None:
+    """A convolution in any layout, and both its gradients, are the same after they are brought to one layout."""
+    rng = np.random.default_rng(0)
+    shapes = {"N": 2, "H": 7, "W": 6, "C": 3, "I": 3, "O": 4}
+    kernel_shapes = shapes | {"H": 3, "W": 2}
+    x = rng.normal(size=[shapes[d] for d in layout[0]]).astype(np.float32)
+    kernel = rng.normal(size=[kernel_shapes[d] for d in layout[1]]).astype(np.float32)
+
+    def loss(x: Any, kernel: Any) -> Any:
+        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+        return jnp.sum(jnp.sin(y))
+
+    rules = assert_same_results(jax.grad(loss, argnums=(0, 1)), x, kernel)
+
+    assert rules["canonical_convolution"] >= 1
+
+
+def test_grouped_convolutions_keep_their_values() -> None:
+    """A convolution with feature groups, and its gradients, are left as they are where no rule fits."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 5, 5, 4)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 2, 6)).astype(np.float32)
+
+    def loss(x: Any, kernel: Any) -> Any:
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=2
+        )
+        return jnp.sum(y**2)
+
+    assert_same_results(jax.grad(loss, argnums=(0, 1)), x, kernel)
+
+
+def recurrent_loss(weights: Any, inputs: Any) -> Any:
+    """The loss of a small recurrent network over time-major inputs."""
+
+    def cell(state: Any, x: Any) -> Any:
+        state = jnp.tanh(x @ weights["x"] + state @ weights["h"] + weights["b"])
+        return state, state
+
+    _, states = jax.lax.scan(cell, jnp.zeros((inputs.shape[1], 4)), inputs)
+    return jnp.sum(states**2)
+
+
+def recurrent_arguments() -> Any:
+    """Weights and inputs of that network."""
+    rng = np.random.default_rng(2)
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in
+               (("x", (3, 4)), ("h", (4, 4)), ("b", (4,)))}
+    return weights, rng.normal(size=(6, 2, 3)).astype(np.float32)
+
+
+def test_products_that_a_scan_only_adds_up_move_out_of_it() -> None:
+    """The gradient of a recurrent network is the same, and its backward scan carries no weight gradient any more."""
+    weights, inputs = recurrent_arguments()
+
+    rules = assert_same_results(jax.grad(recurrent_loss), weights, inputs)
+    closed = rewrite(jax.make_jaxpr(jax.grad(recurrent_loss))(weights, inputs), CPU_RULES)
+    carried = [
+        var.aval.shape
+        for eqn in equations(closed.jaxpr)
+        if eqn.primitive.name == "scan"
+        for var in eqn.params["jaxpr"].jaxpr.outvars[: eqn.params["num_carry"]]
+    ]
+
+    assert rules["hoisted_weight_gradient"] == 1
+    assert (3, 4) not in carried
+    assert (4, 4) not in carried
+
+
+def test_rules_reach_into_loops_branches_and_folds() -> None:
+    """A convolution inside a fold inside a branch is rewritten too."""
+    kernel = np.ones((4, 3, 2, 2), np.float32)
+
+    def nested(flag: Any, x: Any) -> Any:
+        layout = ("NCHW", "OIHW", "NCHW")
+
+        def step(_: Any, total: Any) -> Any:
+            return total + jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=layout).sum()
+
+        return jax.lax.cond(flag, lambda: reduce(jnp.int32(2), jnp.float32(0), step), lambda: jnp.float32(0))
+
+    closed = rewrite(jax.make_jaxpr(nested)(True, np.ones((1, 3, 4, 4), np.float32)), CPU_RULES)
+    layouts = [
+        eqn.params["dimension_numbers"].rhs_spec
+        for eqn in equations(closed.jaxpr)
+        if eqn.primitive.name == "conv_general_dilated"
+    ]
+
+    assert layouts == [(3, 2, 0, 1)]
+
+
+def test_only_reads_of_padded_inputs_lose_their_check_of_bounds() -> None:
+    """A read of a padded input becomes one slice, also inside a fold; a read of another input keeps its check."""
+
+    def program(padded: Any, plain: Any, count: Any) -> Any:
+        def step(index: Any, total: Any) -> Any:
+            return total + sum(rows.sum() for rows in read_run([padded, plain], index, 2))
+
+        return reduce(count, jnp.float32(0), step)
+
+    closed = jax.make_jaxpr(program)(np.ones(6, np.float32), np.ones(6, np.float32), np.int32(3))
+    marked = read_in_bounds(closed, [True, False, False])
+    flags = [eqn.params["in_bounds"] for eqn in equations(marked.jaxpr) if eqn.primitive is read_run_p]
+
+    assert flags == [True, False]
+    assert run(marked, np.ones(6, np.float32), np.ones(6, np.float32), np.int32(3)) == [12.0]
+
+
+def test_a_fold_gets_the_bound_that_its_trip_count_reaches() -> None:
+    """The bound is the trip count at the greatest length; a trip count that follows from data gets none."""
+
+    def program(length: Any, data: Any) -> Any:
+        batches = reduce((length + 3) // 4 * 2, jnp.float32(0), lambda _, total: total + 1)
+        return batches, reduce(data, jnp.float32(0), lambda _, total: total + 1)
+
+    closed = jax.make_jaxpr(program)(np.int32(1), np.int32(1))
+    bounds = [eqn.params["bound"] for eqn in bound_folds(closed, [0], 9).jaxpr.eqns if eqn.primitive is reduce_p]
+
+    assert bounds == [6, None]

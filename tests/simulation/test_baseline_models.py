@@ -1,0 +1,180 @@
+"""The architectures of the benchmarks: their published sizes, and the same numbers as other implementations give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from koinon.learning.losses import cross_entropy
+from koinon.simulation._baseline_models import group_norm, lstm
+from koinon.simulation.baselines import Architecture, char_lstm, cnn, cnn_dropout, resnet18
+
+
+def num_parameters(architecture: Architecture) -> int:
+    shapes = jax.eval_shape(architecture.initialize, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        # As published by McMahan et al. (2017) and Reddi et al. (2021).
+        (cnn((28, 28, 1), 10), 1_663_370),
+        (cnn_dropout((28, 28, 1), 10), 1_199_882),
+        (cnn_dropout((28, 28, 1), 62, dropout=False), 1_206_590),
+        (char_lstm(90), 820_522),
+        # 7x7 from 3 to 64; each stage four 3x3 and, where it widens, a 1x1; the logits.
+        (
+            resnet18(3, 100),
+            49 * 3 * 64
+            + 9 * 4 * 64**2
+            + sum(9 * (c // 2) * c + 9 * 3 * c**2 + (c // 2) * c for c in (128, 256, 512))
+            + 512 * 100
+            + 100,
+        ),
+    ],
+)
+def test_sizes_are_the_published_ones(architecture: Architecture, expected: int) -> None:
+    """Parameters are counted without making them."""
+    assert num_parameters(architecture) == expected
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (9, 10, 2)])
+@pytest.mark.parametrize("make", [cnn, lambda shape, classes: cnn_dropout(shape, classes, dropout=False)])
+def test_convolutional_networks_give_the_numbers_of_flax(make: Any, shape: tuple[int, int, int]) -> None:
+    """The same weights in modules of Flax, layer by layer."""
+    nn = pytest.importorskip("flax.linen")
+    architecture = make(shape, 7)
+    weights = architecture.initialize(jax.random.key(0))
+    weights = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.arange(leaf.size).reshape(leaf.shape) / leaf.size, weights)
+    x = jax.random.normal(jax.random.key(1), (3, *shape))
+    is_cnn = make is cnn
+    kernel, padding = ((5, 5), "SAME") if is_cnn else ((3, 3), "VALID")
+    expected = x
+    for name, features in (("conv_0", 32), ("conv_1", 64)):
+        expected = nn.relu(nn.Conv(features, kernel, padding=padding).apply({"params": weights[name]}, expected))
+        if is_cnn or name == "conv_1":
+            expected = nn.max_pool(expected, (2, 2), (2, 2), padding)
+    expected = expected.reshape(3, -1)
+    expected = nn.relu(nn.Dense(512 if is_cnn else 128).apply({"params": weights["dense_0"]}, expected))
+    expected = nn.Dense(7).apply({"params": weights["dense_1"]}, expected)
+    np.testing.assert_allclose(architecture.apply(weights, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_group_normalization_gives_the_numbers_of_flax() -> None:
+    """Two groups, no scale and no offset."""
+    nn = pytest.importorskip("flax.linen")
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6, 8))
+    expected = nn.GroupNorm(num_groups=2, epsilon=1e-3, use_bias=False, use_scale=False).apply({}, x)
+    np.testing.assert_allclose(group_norm(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_residual_networks_give_the_numbers_of_flax() -> None:
+    """A network of two stages, the second with a block that widens and one that does not."""
+    nn = pytest.importorskip("flax.linen")
+
+    def norm(x: Any) -> Any:
+        return nn.GroupNorm(num_groups=2, epsilon=1e-3, use_bias=False, use_scale=False).apply({}, x)
+
+    def conv(kernel: Any, x: Any, stride: int = 1) -> Any:
+        module = nn.Conv(kernel.shape[3], kernel.shape[:2], strides=stride, use_bias=False)
+        return module.apply({"params": {"kernel": kernel}}, x)
+
+    architecture = resnet18(3, 5, width=4, blocks=(1, 2))
+    w = architecture.initialize(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 24, 24, 3))
+    y = nn.max_pool(nn.relu(norm(conv(w["conv"], x, 2))), (3, 3), (2, 2), "SAME")
+    block = w["block_0"]
+    y = y + conv(block["conv_1"], nn.relu(norm(conv(block["conv_0"], y))))
+    block = w["block_1"]
+    y = norm(conv(block["shortcut"], y)) + conv(block["conv_1"], nn.relu(norm(conv(block["conv_0"], nn.relu(norm(y))))))
+    block = w["block_2"]
+    assert "shortcut" not in block
+    y = y + conv(block["conv_1"], nn.relu(norm(conv(block["conv_0"], nn.relu(norm(y))))))
+    expected = nn.relu(norm(y)).mean((1, 2)) @ w["dense"]["kernel"] + w["dense"]["bias"]
+    assert y.shape == (2, 6, 6, 8)
+    np.testing.assert_allclose(architecture.apply(w, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_lstm_follows_its_equations() -> None:
+    """Step by step in NumPy with 64 bits."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "kernel": rng.normal(size=(3, 8)).astype(np.float32),
+        "recurrent": rng.normal(size=(2, 8)).astype(np.float32),
+        "bias": rng.normal(size=8).astype(np.float32),
+    }
+    x = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    cell = output = np.zeros((4, 2))
+    expected = []
+    for step in range(5):
+        gates = x[:, step] @ weights["kernel"].astype(float) + output @ weights["recurrent"] + weights["bias"]
+        i, f, c, o = gates[:, :2], gates[:, 2:4], gates[:, 4:6], gates[:, 6:]
+        cell = cell / (1 + np.exp(-f)) + np.tanh(c) / (1 + np.exp(-i))
+        output = np.tanh(cell) / (1 + np.exp(-o))
+        expected.append(output)
+    np.testing.assert_allclose(lstm(weights, x), np.stack(expected, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_character_model_predicts_from_the_past_alone() -> None:
+    """A character changes the logits from its own place on, and none before."""
+    architecture = char_lstm(11, units=6)
+    weights = architecture.initialize(jax.random.key(0))
+    text = jnp.arange(14).reshape(2, 7) % 11
+    logits = architecture.apply(weights, text)
+    changed = architecture.apply(weights, text.at[0, 3].set(0))
+    assert logits.shape == (2, 7, 11)
+    differs = np.abs(np.asarray(logits - changed)).max(-1) > 0
+    assert differs.tolist() == [[False] * 3 + [True] * 4, [False] * 7]
+
+
+def test_dropout_drops_in_training_only_and_keeps_the_mean() -> None:
+    """The key decides what; without training, or without dropout, the logits are always the same."""
+    architecture, plain = cnn_dropout((12, 12, 1), 3), cnn_dropout((12, 12, 1), 3, dropout=False)
+    weights = architecture.initialize(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 12, 12, 1))
+
+    def logits(key: Any) -> Any:
+        return architecture.apply(weights, x, training=True, key=key)
+
+    expected = plain.apply(weights, x)
+    np.testing.assert_array_equal(architecture.apply(weights, x, training=False, key=None), expected)
+    np.testing.assert_array_equal(logits(jax.random.key(2)), logits(jax.random.key(2)))
+    assert not np.array_equal(logits(jax.random.key(2)), logits(jax.random.key(3)))
+
+    # Of the last layer alone: half of the features, each twice as large.
+    zeroed = {**weights, "dense_1": {"kernel": jnp.eye(128)[:, :3] * 1.0, "bias": jnp.zeros(3)}}
+    draws = jax.vmap(lambda key: architecture.apply(zeroed, x, training=True, key=key))(
+        jax.random.split(jax.random.key(4), 2000)
+    )
+    assert abs(float((draws == 0).mean()) - float((draws[0] == 0).mean())) < 1
+    np.testing.assert_array_less(0.4, np.asarray((draws == 0).mean(0)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [
+        (cnn((12, 12, 1), 4), (12, 12, 1)),
+        (cnn_dropout((12, 12, 1), 4, dropout=False), (12, 12, 1)),
+        (resnet18(3, 4, width=8, blocks=(1, 1)), (16, 16, 3)),
+    ],
+)
+def test_gradient_descent_learns_a_few_images(architecture: Architecture, shape: tuple[int, int, int]) -> None:
+    """Twenty steps on eight random images more than halve the loss."""
+    x, y = jax.random.normal(jax.random.key(1), (8, *shape)), jnp.arange(8) % 4
+
+    @jax.jit
+    def step(weights: Any) -> tuple[Any, Any]:
+        loss, gradients = jax.value_and_grad(lambda w: cross_entropy(architecture.apply(w, x), y).mean())(weights)
+        return jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradients), loss
+
+    weights = architecture.initialize(jax.random.key(0))
+    losses = []
+    for _ in range(20):
+        weights, loss = step(weights)
+        losses.append(float(loss))
+    assert losses[-1] < 0.5 * losses[0]
