@@ -47,11 +47,11 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
 
     Example:
       >>> import numpy as np, koinon as ko
-      >>> factory = ko.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(0.01, 2, clip=5.0)
+      >>> factory = ko.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(0.01, 2, clip=10.0)
       >>> process = factory.create(ko.types.TensorType("float32", (2,)))
       >>> output = process.next(process.initialize(), [np.float32([6.0, 8.0]), np.float32([np.nan, 0.0])])
-      >>> np.asarray(output.result).round(), int(output.measurements["non_finite_clients"])  # [6, 8] / 2 / 2, noisy
-      (array([2., 2.], dtype=float32), 1)
+      >>> np.asarray(output.result).round(), int(output.measurements["non_finite_clients"])  # [6, 8] / 2, and noise
+      (array([3., 4.], dtype=float32), 1)
     """
 
     def __init__(

@@ -193,11 +193,10 @@ class _Layout:
     def __init__(self, value_type: ValueType) -> None:
         self._type = value_type
         leaves = [leaf for leaf in preorder_types(value_type) if isinstance(leaf, TensorType)]
-        if any(leaf.shape is None or None in leaf.shape for leaf in leaves):
-            raise KoinonTypeError(
-                "A differentially private aggregation needs values of known shapes.", found=value_type
-            )
-        self._sizes = [math.prod(leaf.shape) for leaf in leaves]
+        shapes = [leaf.shape for leaf in leaves if leaf.shape is not None and None not in leaf.shape]
+        if len(shapes) < len(leaves):
+            raise KoinonTypeError("A differentially private aggregation needs values of known shapes.", found=value_type)
+        self._sizes = [math.prod(size or 0 for size in shape) for shape in shapes]
         self.size = sum(self._sizes)
         if self.size == 0:
             raise KoinonTypeError("There is nothing to aggregate.", found=value_type)

@@ -71,7 +71,7 @@ def privacy_spent(state: Any, delta: float, sampling: CohortSampling | None = No
       >>> process = factory.create(ko.types.TensorType("float32"))
       >>> state = process.next(process.initialize(), [0.5]).state
       >>> f"{ko.aggregators.privacy_spent(state, 1e-5, ko.privacy.PoissonSampling(0.01)):.2f}"
-      '0.69'
+      '0.38'
     """
     found = _dp_state(state)
     event = extract_dp_event_from_state(found)

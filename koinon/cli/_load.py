@@ -10,7 +10,10 @@ import traceback
 from typing import Any
 
 from koinon.cli._errors import UsageError
+from koinon.simulation.baselines import BASELINE_TASKS
 from koinon.simulation.tasks import TASKS, Task
+
+NAMED_TASKS = {**TASKS, **BASELINE_TASKS}
 
 
 def load_task(name: str, seed: int) -> Task:
@@ -24,11 +27,11 @@ def load_task(name: str, seed: int) -> Task:
     Raises:
       UsageError: if there is no such task, or the file defines none.
     """
-    if name in TASKS:
-        return TASKS[name](seed)
+    if name in NAMED_TASKS:
+        return NAMED_TASKS[name](seed)
     if not name.endswith(".py"):
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(TASKS)}, or the path of a .py file."
+        close = difflib.get_close_matches(name, NAMED_TASKS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(NAMED_TASKS)}, or a path of a .py file."
         raise UsageError(f"There is no task {name!r}; {hint}")
     path = pathlib.Path(name)
     if not path.is_file():

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 
 from koinon.cli._facts import cost_text, plan_text, privacy_report
-from koinon.cli._load import load_task
+from koinon.cli._load import NAMED_TASKS, load_task
 from koinon.cli._text import wrap_types
-from koinon.errors import MissingDependencyError
-from koinon.simulation.tasks import TASKS
+from koinon.simulation.tasks import Task
 
 _WIDTH = 120
 
 
 def list_tasks(console: Console) -> None:
     """Prints the name and the description of each task."""
-    width = max(map(len, TASKS))
-    for name in TASKS:
-        try:
-            description = load_task(name, 0).description
-        except MissingDependencyError as error:
-            description = str(error)
-        console.print(f"{name:<{width}}  {description}")
+    width = max(map(len, NAMED_TASKS))
+    for name, build in NAMED_TASKS.items():
+        console.print(f"{name:<{width}}  {_first_line(build)}")
 
 
 def show(name: str, console: Console) -> None:
@@ -44,6 +41,10 @@ def show(name: str, console: Console) -> None:
     console.print(f"\nplan of a round\n{wrap_types(_indented(plan_text(process)), width)}")
     console.print(f"\n{privacy_report(process)}")
     console.print(f"\n{cost_text(process, task, task.clients_per_round)}")
+
+
+def _first_line(build: Callable[..., Task]) -> str:
+    return (build.__doc__ or "").partition("\n")[0]
 
 
 def _indented(text: str) -> str:

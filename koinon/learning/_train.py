@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -160,12 +161,11 @@ def train(
     run = TrainingRun(process, data, callbacks, _settings(data, clients_per_round, seed), state_manager)
     run.begin(resume)
     history = History()
-    with StopSignals() as stop, Writer() as writer:
+    with StopSignals() as stop, Writer() as writer, contextlib.closing(_cohorts(data, draw, run, rounds)) as cohorts:
         try:
-            for number in run.remaining(rounds):
-                started = time.perf_counter()
-                client_ids = draw(number)
-                state, client_states, metrics = run.next(client_ids)
+            started = time.perf_counter()
+            for number, client_ids, cohort in cohorts:
+                state, client_states, metrics = run.next(client_ids, cohort)
                 evaluation = None
                 if evaluate is not None and (number % evaluate_every == 0 or number == rounds):
                     evaluation = to_host(evaluate(process.get_model_weights(state)))
@@ -180,6 +180,7 @@ def train(
                         writer.submit(run.save, run.snapshot())
                 if stop.requested:
                     break
+                started = time.perf_counter()
         except KeyboardInterrupt:
             stop.requested = True
         finally:
@@ -193,6 +194,23 @@ def train(
         _LOGGER.warning(message)
         raise TrainingInterrupted(message, result)
     return result
+
+
+def _cohorts(
+    data: TrainingData, draw: Callable[[int], list[Hashable]], run: TrainingRun, rounds: int
+) -> Generator[tuple[int, list[Hashable], Any]]:
+    """The number, the clients and the cohort of each round that is left."""
+    prefetch = getattr(data, "prefetch", None)
+    if prefetch is None:
+        for number in run.remaining(rounds):
+            client_ids = draw(number)
+            yield number, client_ids, data.cohort(client_ids)
+        return
+    # Data that is not in memory makes the next cohort while this one is worked with.
+    ahead = prefetch(map(draw, range(run.round_number + 1, rounds + 1)))
+    with contextlib.closing(ahead):
+        for number, cohort in zip(run.remaining(rounds), ahead, strict=False):
+            yield number, draw(number), cohort
 
 
 def _release(managers: Sequence[ReleaseManager], report: RoundReport) -> None:

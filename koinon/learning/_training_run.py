@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from koinon._errors import ProgramStateError, ProgramStateExistsError
-from koinon.learning._client_state_table import ClientStateTable
 from koinon.learning._process import LearningProcess
-from koinon.program import ProgramStateManager
+from koinon.program import ClientStateStore, ProgramStateManager
 
 
 class TrainingData(Protocol):
@@ -26,6 +25,9 @@ class TrainingData(Protocol):
         """What a learning process takes as the data of these clients."""
         ...
 
+    # Data may also have `prefetch(selections)`, which takes an iterable of client ids for each round, and returns a
+    # generator of the cohorts, see `koinon.simulation.StreamedClientData`.
+
 
 class ProgramState(NamedTuple):
     """What a checkpoint holds.
@@ -33,7 +35,7 @@ class ProgramState(NamedTuple):
     Attributes:
       round_number: the last round that is over.
       state: the state of the process.
-      client_states: the rows of the states that clients keep; `()` for a process without.
+      client_states: the states that clients keep, as `ClientStates`; `()` for a process without.
       callbacks: the states of those callbacks that have one.
       stopped: whether a callback has ended the training.
       settings: what a resumed run must share with the one that it continues.
@@ -61,7 +63,7 @@ class TrainingRun:
         self.round_number = 0
         self.stopped = False
         self._process = process
-        self._data = data
+        self._client_ids = data.client_ids
         self._callbacks = [callback for callback in callbacks if hasattr(callback, "state")]
         self._settings = settings
         self._state_manager = state_manager
@@ -78,7 +80,7 @@ class TrainingRun:
             )
         self.state = self._process.initialize()
         fresh = self._process.initialize_client_state
-        self._clients = None if fresh is None else ClientStateTable(fresh(), self._data.client_ids)
+        self._clients = None if fresh is None else ClientStateStore(fresh, self._client_ids)
         if self._state_manager is not None:
             saved, version = self._state_manager.load_latest(self.snapshot())
             if saved is not None:
@@ -92,27 +94,27 @@ class TrainingRun:
                 return
             yield number
 
-    def next(self, client_ids: list[Hashable]) -> tuple[Any, Any, Any]:
+    def next(self, client_ids: list[Hashable], cohort: Any) -> tuple[Any, Any, Any]:
         """Runs a round; returns the new state, those of the clients and the metrics, and changes nothing."""
-        cohort = self._data.cohort(client_ids)
         if self._clients is None:
             output = self._process.next(self.state, cohort)
             return output.state, None, output.metrics
-        output = self._process.next(self.state, self._clients.read(client_ids), cohort)
+        output = self._process.next(self.state, self._clients.rows(client_ids), cohort)
         return output.state, output.client_state, output.metrics
 
     def complete(self, number: int, state: Any, client_ids: list[Hashable], client_states: Any, stopped: bool) -> None:
         """Takes over what a round has returned."""
         self.round_number, self.state, self.stopped = number, state, stopped
         if self._clients is not None:
-            self._clients.write(client_ids, client_states)
+            self._clients.update(client_ids, client_states)
 
     def snapshot(self) -> ProgramState:
         """What a checkpoint of this moment holds; later rounds do not change it."""
         return ProgramState(
             self.round_number,
             self.state,
-            () if self._clients is None else jax.tree.map(np.copy, self._clients.rows),
+            # A copy, because the next round writes the states of its clients in place.
+            () if self._clients is None else jax.tree.map(np.array, self._clients.state),
             tuple(jax.tree.map(lambda leaf: leaf, callback.state) for callback in self._callbacks),
             self.stopped,
             self._settings,
@@ -136,6 +138,6 @@ class TrainingRun:
         self.state, self.round_number, self._saved_round = saved.state, saved.round_number, version
         self.stopped = saved.stopped
         if self._clients is not None:
-            self._clients.rows = jax.tree.map(np.array, saved.client_states)
+            self._clients.state = saved.client_states
         for callback, state in zip(self._callbacks, saved.callbacks, strict=True):
             callback.state = state

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import contextvars
 from collections.abc import Callable
 from typing import Any
+
+from koinon.program._threads import carry_settings
 
 
 class Writer:
@@ -33,9 +34,8 @@ class Writer:
           Exception: what an earlier call has raised.
         """
         self._wait(leave=1)
-        # In the context of the caller, so that a release manager may run computations on the backend in use.
-        context = contextvars.copy_context()
-        self._pending.append(self._executor.submit(self._write, context, write, args))
+        # With the settings of the caller, so that a release manager may run computations on the backend in use.
+        self._pending.append(self._executor.submit(self._write, carry_settings(write), args))
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -45,11 +45,11 @@ class Writer:
         """
         self._wait(leave=0)
 
-    def _write(self, context: contextvars.Context, write: Callable[..., None], args: tuple[Any, ...]) -> None:
+    def _write(self, write: Callable[..., None], args: tuple[Any, ...]) -> None:
         if self._failed:
             return
         try:
-            context.run(write, *args)
+            write(*args)
         except BaseException:
             self._failed = True
             raise

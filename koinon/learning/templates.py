@@ -23,6 +23,7 @@ from koinon.learning._finalize import (
 )
 from koinon.learning._model_delta import build_model_delta_client_work
 from koinon.learning._process import ClientStateLearningOutput, LearningProcess, LearningProcessOutput
+from koinon.learning._quantized_broadcast import build_quantized_broadcast_process
 
 __all__ = [
     "ClientDataTypeError",
@@ -48,6 +49,7 @@ __all__ = [
     "build_broadcast_process",
     "build_identity_finalizer",
     "build_model_delta_client_work",
+    "build_quantized_broadcast_process",
     "compose_learning_process",
     "reject_non_finite_update",
 ]

@@ -6,16 +6,14 @@ dicts of float32 arrays, and one that takes weights and a batch of inputs to log
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Weights = dict[str, Any]
-
-_glorot_uniform = jax.nn.initializers.glorot_uniform()
-_he_normal = jax.nn.initializers.he_normal()
 
 
 class Architecture(NamedTuple):
@@ -49,13 +47,13 @@ def cnn_dropout(input_shape: tuple[int, int, int], num_classes: int, *, dropout:
     features = ((height - 4) // 2) * ((width - 4) // 2) * 64
 
     def initialize(key: Any) -> Weights:
-        keys = jax.random.split(key, 4)
-        return {
-            "conv_0": _layer(_glorot_uniform, keys[0], (3, 3, channels, 32)),
-            "conv_1": _layer(_glorot_uniform, keys[1], (3, 3, 32, 64)),
-            "dense_0": _layer(_glorot_uniform, keys[2], (features, 128)),
-            "dense_1": _layer(_glorot_uniform, keys[3], (128, num_classes)),
+        shapes = {
+            "conv_0": (3, 3, channels, 32),
+            "conv_1": (3, 3, 32, 64),
+            "dense_0": (features, 128),
+            "dense_1": (128, num_classes),
         }
+        return {name: _with_bias(kernel) for name, kernel in _glorot_uniform(key, shapes).items()}
 
     def logits(weights: Weights, x: Any, drop: Callable[[Any, int, float], Any]) -> Any:
         x = jax.nn.relu(_conv(weights["conv_0"], x, "VALID"))
@@ -72,7 +70,7 @@ def cnn_dropout(input_shape: tuple[int, int, int], num_classes: int, *, dropout:
             return apply(weights, x)
         return logits(weights, x, lambda x, layer, rate: _drop(jax.random.fold_in(key, layer), x, rate))
 
-    return Architecture(initialize, apply_with_dropout if dropout else apply)
+    return Architecture(jax.jit(initialize), apply_with_dropout if dropout else apply)
 
 
 def cnn(input_shape: tuple[int, int, int], num_classes: int) -> Architecture:
@@ -91,13 +89,13 @@ def cnn(input_shape: tuple[int, int, int], num_classes: int) -> Architecture:
     features = ((height + 3) // 4) * ((width + 3) // 4) * 64
 
     def initialize(key: Any) -> Weights:
-        keys = jax.random.split(key, 4)
-        return {
-            "conv_0": _layer(_glorot_uniform, keys[0], (5, 5, channels, 32)),
-            "conv_1": _layer(_glorot_uniform, keys[1], (5, 5, 32, 64)),
-            "dense_0": _layer(_glorot_uniform, keys[2], (features, 512)),
-            "dense_1": _layer(_glorot_uniform, keys[3], (512, num_classes)),
+        shapes = {
+            "conv_0": (5, 5, channels, 32),
+            "conv_1": (5, 5, 32, 64),
+            "dense_0": (features, 512),
+            "dense_1": (512, num_classes),
         }
+        return {name: _with_bias(kernel) for name, kernel in _glorot_uniform(key, shapes).items()}
 
     def apply(weights: Weights, x: Any) -> Any:
         for name in ("conv_0", "conv_1"):
@@ -105,7 +103,7 @@ def cnn(input_shape: tuple[int, int, int], num_classes: int) -> Architecture:
         x = jax.nn.relu(_dense(weights["dense_0"], x.reshape(x.shape[0], -1)))
         return _dense(weights["dense_1"], x)
 
-    return Architecture(initialize, apply)
+    return Architecture(jax.jit(initialize), apply)
 
 
 def resnet18(
@@ -132,21 +130,17 @@ def resnet18(
     inputs = [width, *sizes[:-1]]
 
     def initialize(key: Any) -> Weights:
-        first, last, *keys = jax.random.split(key, len(sizes) + 2)
-        weights: Weights = {"conv": _he_normal(first, (7, 7, channels, width))}
-        for i, (block_key, before, size) in enumerate(zip(keys, inputs, sizes, strict=True)):
-            block_keys = jax.random.split(block_key, 3)
-            block = {
-                "conv_0": _he_normal(block_keys[0], (3, 3, before, size)),
-                "conv_1": _he_normal(block_keys[1], (3, 3, size, size)),
-            }
+        shapes: dict[Any, tuple[int, ...]] = {"conv": (7, 7, channels, width)}
+        for i, (before, size) in enumerate(zip(inputs, sizes, strict=True)):
+            shapes[i, "conv_0"], shapes[i, "conv_1"] = (3, 3, before, size), (3, 3, size, size)
             if before != size:
-                block["shortcut"] = _he_normal(block_keys[2], (1, 1, before, size))
-            weights[f"block_{i}"] = block
-        weights["dense"] = {
-            "kernel": 0.01 * jax.random.normal(last, (sizes[-1], num_classes)),
-            "bias": jnp.zeros(num_classes),
-        }
+                shapes[i, "shortcut"] = (1, 1, before, size)
+        convolutions_key, dense_key = jax.random.split(key)
+        kernels = _he_normal(convolutions_key, shapes)
+        weights: Weights = {"conv": kernels.pop("conv"), **{f"block_{i}": {} for i in range(len(sizes))}}
+        for (i, name), kernel in kernels.items():
+            weights[f"block_{i}"][name] = kernel
+        weights["dense"] = _with_bias(0.01 * jax.random.normal(dense_key, (sizes[-1], num_classes)))
         return weights
 
     def apply(weights: Weights, x: Any) -> Any:
@@ -161,7 +155,7 @@ def resnet18(
             x = x + residual
         return _dense(weights["dense"], _norm_relu(x).mean((1, 2)))
 
-    return Architecture(initialize, apply)
+    return Architecture(jax.jit(initialize), apply)
 
 
 def char_lstm(vocabulary_size: int = 90, *, embedding_size: int = 8, units: int = 256, layers: int = 2) -> Architecture:
@@ -181,21 +175,23 @@ def char_lstm(vocabulary_size: int = 90, *, embedding_size: int = 8, units: int 
     """
 
     def initialize(key: Any) -> Weights:
-        first, last, *keys = jax.random.split(key, layers + 2)
-        weights: Weights = {
-            "embedding": jax.random.uniform(first, (vocabulary_size, embedding_size), minval=-0.05, maxval=0.05)
+        embedding_key, kernel_key, recurrent_key, dense_key = jax.random.split(key, 4)
+        names = [f"lstm_{i}" for i in range(layers)]
+        inputs = [embedding_size, *[units] * (layers - 1)]
+        kernels = _he_normal(kernel_key, {name: (size, 4 * units) for name, size in zip(names, inputs, strict=True)})
+        shape = (layers, 4, units, units)
+        recurrent = jax.nn.initializers.orthogonal()(recurrent_key, shape).swapaxes(1, 2).reshape(layers, units, -1)
+        # The gates of forgetting begin open.
+        bias = jnp.zeros(4 * units).at[units : 2 * units].set(1.0)
+        return {
+            "embedding": jax.random.uniform(
+                embedding_key, (vocabulary_size, embedding_size), minval=-0.05, maxval=0.05
+            ),
+            **{
+                name: {"kernel": kernels[name], "recurrent": recurrent[i], "bias": bias} for i, name in enumerate(names)
+            },
+            "dense": _with_bias(_glorot_uniform(dense_key, {"dense": (units, vocabulary_size)})["dense"]),
         }
-        for i, layer_key in enumerate(keys):
-            kernel_key, recurrent_key = jax.random.split(layer_key)
-            inputs = embedding_size if i == 0 else units
-            weights[f"lstm_{i}"] = {
-                "kernel": _he_normal(kernel_key, (inputs, 4 * units)),
-                "recurrent": jax.nn.initializers.orthogonal()(recurrent_key, (units, 4 * units)),
-                # The gates of forgetting begin open.
-                "bias": jnp.zeros(4 * units).at[units : 2 * units].set(1.0),
-            }
-        weights["dense"] = _layer(_glorot_uniform, last, (units, vocabulary_size))
-        return weights
 
     def apply(weights: Weights, x: Any) -> Any:
         x = weights["embedding"][x]
@@ -203,7 +199,7 @@ def char_lstm(vocabulary_size: int = 90, *, embedding_size: int = 8, units: int 
             x = lstm(weights[f"lstm_{i}"], x)
         return _dense(weights["dense"], x)
 
-    return Architecture(initialize, apply)
+    return Architecture(jax.jit(initialize), apply)
 
 
 def lstm(weights: Weights, x: Any) -> Any:
@@ -240,8 +236,39 @@ def _norm_relu(x: Any) -> Any:
     return jax.nn.relu(group_norm(x))
 
 
-def _layer(initializer: Any, key: Any, shape: tuple[int, ...]) -> Weights:
-    return {"kernel": initializer(key, shape), "bias": jnp.zeros(shape[-1])}
+def _glorot_uniform(key: Any, shapes: Mapping[Any, tuple[int, ...]]) -> dict[Any, Any]:
+    """Kernels as Glorot and Bengio (2010) draw them."""
+    return _kernels(
+        jax.random.uniform(key, (_total(shapes),), minval=-1.0), shapes, lambda inputs, outputs: 6 / (inputs + outputs)
+    )
+
+
+def _he_normal(key: Any, shapes: Mapping[Any, tuple[int, ...]]) -> dict[Any, Any]:
+    """Kernels as He et al. (2015) draw them, without values beyond two standard deviations."""
+    truncated_deviation = 0.8796256610342398
+    drawn = jax.random.truncated_normal(key, -2.0, 2.0, (_total(shapes),)) / truncated_deviation
+    return _kernels(drawn, shapes, lambda inputs, outputs: 2 / inputs)
+
+
+def _kernels(
+    drawn: Any, shapes: Mapping[Any, tuple[int, ...]], variance: Callable[[int, int], float]
+) -> dict[Any, Any]:
+    """Kernels out of one draw, because what is drawn for each shape by itself is compiled for each by itself."""
+    kernels, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape)
+        positions = math.prod(shape[:-2])
+        scale = variance(positions * shape[-2], positions * shape[-1]) ** 0.5
+        kernels[name] = scale * drawn[start:end].reshape(shape)
+    return kernels
+
+
+def _total(shapes: Mapping[Any, tuple[int, ...]]) -> int:
+    return sum(map(math.prod, shapes.values()))
+
+
+def _with_bias(kernel: Any) -> Weights:
+    return {"kernel": kernel, "bias": jnp.zeros(kernel.shape[-1])}
 
 
 def _dense(layer: Weights, x: Any) -> Any:

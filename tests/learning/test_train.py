@@ -417,6 +417,25 @@ def test_a_sampler_may_decide_how_many_clients_there_are(process: LearningProces
     assert train(process, data, rounds=2, clients_per_round=None, sampler=poisson).round_number == 2
 
 
+def test_data_that_is_not_in_memory_gives_the_same_rounds(
+    tmp_path: pathlib.Path, process: LearningProcess, data: Any
+) -> None:
+    """The cohorts that such data makes ahead are those of the same rounds, also when a run stops in between."""
+    streamed = ko.simulation.GeneratedClientData(data.client_ids, data.dataset)
+    options: dict[str, Any] = {"rounds": ROUNDS, "clients_per_round": 2}
+    manager = FileProgramStateManager(tmp_path)
+    threads = threading.active_count()
+    with pytest.raises(TrainingInterrupted):
+        train(process, streamed, **options, state_manager=manager, callbacks=[send(signal.SIGINT, at_round=2)])
+    result = train(process, streamed, **options, state_manager=manager)
+
+    assert threading.active_count() == threads
+    expected = train(process, data, **options)
+    for found_leaf, leaf in zip(jax.tree.leaves(result.state), jax.tree.leaves(expected.state), strict=True):
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(found_leaf, leaf, rtol=1e-6)
+
+
 def test_clients_get_their_state_back(tmp_path: pathlib.Path, counter: LearningProcess, data: Any) -> None:
     """What a client returned is what it gets when it takes part again, also after the run was killed and resumed."""
     manager = DyingStateManager(tmp_path, dies_at=7)
