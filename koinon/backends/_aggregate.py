@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from koinon.compiler import Step
 from koinon.computation._evaluate import operand_types, tensor_types
@@ -212,6 +213,19 @@ def _bounds(step: Step, constants: Any) -> list[Any]:
     return [bounds[min(i, len(bounds) - 1)] for i in range(len(leaves))]
 
 
+def _largest_of_bits(bits: Any, dtype: Any) -> Any:
+    """The largest integer of so many bits that the dtype holds."""
+    largest = jnp.asarray(np.iinfo(dtype).max, dtype)
+    width = int(np.iinfo(dtype).max).bit_length()
+    return largest >> jnp.clip(width - bits, 0, width).astype(dtype)
+
+
+def _exceeds(value: Any, bound: Any) -> Any:
+    """Whether integers exceed a bound of any integer dtype."""
+    largest = jnp.asarray(min(np.iinfo(value.dtype).max, np.iinfo(bound.dtype).max), bound.dtype)
+    return (value > jnp.clip(bound, 0, largest).astype(value.dtype)) | (bound < 0)
+
+
 _NO_CLIENT = 2**31 - 1
 
 
@@ -220,14 +234,7 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
     leaves = tensor_types(member)
     bounds = _bounds(step, constants)
     if step.operator.endswith("bitwidth"):
-        bounds = [
-            jnp.where(
-                bits >= jnp.iinfo(leaf.dtype).bits - 1,
-                jnp.iinfo(leaf.dtype).max,
-                (jnp.ones((), leaf.dtype) << jnp.minimum(bits, jnp.iinfo(leaf.dtype).bits - 2).astype(leaf.dtype)) - 1,
-            )
-            for bits, leaf in zip(bounds, leaves, strict=True)
-        ]
+        bounds = [_largest_of_bits(bits, leaf.dtype) for bits, leaf in zip(bounds, leaves, strict=True)]
     widths = [len(_to_digits(jnp.zeros((), leaf.dtype))) for leaf in leaves]
 
     def add(state: list[Any], operands: Any, index: Any) -> list[Any]:
@@ -235,8 +242,7 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
         bad, position = state[0], 1
         result: list[Any] = []
         for row, bound, width in zip(rows, bounds, widths, strict=True):
-            largest = jnp.minimum(bound, jnp.iinfo(row.dtype).max).astype(row.dtype)
-            bad = jnp.minimum(bad, jnp.where(jnp.any((row < 0) | (row > largest)), index, _NO_CLIENT))
+            bad = jnp.minimum(bad, jnp.where(jnp.any((row < 0) | _exceeds(row, bound)), index, _NO_CLIENT))
             digits = _sums(state[position : position + width], _to_digits(row))
             result.extend(_carry(digits))
             position += width

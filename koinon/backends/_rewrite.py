@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from koinon._jax import scan_counts
 from koinon.backends._estimate import sub_jaxprs
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
 
@@ -56,7 +57,8 @@ def _rewrite_param(param: Any, rules: Sequence[Rule]) -> Any:
         # Open jaxprs belong to primitives whose constants are inputs; their equations stay as they are.
         return param
     if isinstance(param, tuple) and any(isinstance(item, ClosedJaxpr) for item in param):
-        return tuple([_rewrite_param(item, rules) for item in param])
+        items = [_rewrite_param(item, rules) for item in param]
+        return type(param)(*items) if hasattr(param, "_fields") else tuple(items)
     return param
 
 
@@ -91,7 +93,7 @@ def _read_in_bounds(jaxpr: Jaxpr, padded: Sequence[bool]) -> Jaxpr:
             case "jit" | "pjit":
                 params["jaxpr"] = read_in_bounds(params["jaxpr"], flags)
             case "scan":
-                consts = flags[: params["num_consts"]]
+                consts = flags[: scan_counts(params)[0]]
                 inner = [*consts, *[False] * (len(flags) - len(consts))]
                 params["jaxpr"] = read_in_bounds(params["jaxpr"], inner)
             case "cond":
@@ -174,8 +176,7 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
         if eqn.primitive.name == "conv_general_dilated" and _other_layout(eqn) is not None:
             names.append("canonical_convolution")
         if eqn.primitive.name == "scan":
-            counts = eqn.params["num_consts"], eqn.params["num_carry"]
-            if _accumulated_products(eqn.params["jaxpr"].jaxpr, *counts):
+            if _accumulated_products(eqn.params["jaxpr"].jaxpr, *scan_counts(eqn.params)):
                 names.append("hoisted_weight_gradient")
         for sub in sub_jaxprs(eqn):
             names.extend(rewritten(sub))
@@ -206,7 +207,7 @@ def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
         return None
     params = eqn.params
     body: ClosedJaxpr = params["jaxpr"]
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    num_consts, num_carry = scan_counts(params)
     found = _accumulated_products(body.jaxpr, num_consts, num_carry)
     if not found:
         return None

@@ -16,6 +16,7 @@ import numpy as np
 from koinon.backends._estimate import operations, step_operations
 from koinon.backends._program import Segment
 from koinon.compiler import Plan
+from koinon.compiler._program import program_p
 from koinon.compiler._steps import structure_leaves
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import Closure, LocalFunction
@@ -53,7 +54,7 @@ def clients_work(plan: Plan) -> Work:
     return Work(
         step=max([step for step in steps if step is not None], default=None),
         whole=sum(operations(node.program.jaxpr) for node in programs),
-        can_batch=not any("call_exported" in str(eqn.primitive) for node in programs for eqn in node.program.jaxpr.eqns),
+        can_batch=not any(eqn.primitive is program_p for node in programs for eqn in node.program.jaxpr.eqns),
     )
 
 

@@ -82,6 +82,9 @@ def run_command(
         str | None, typer.Option(metavar="DIR", help="The run folder; a new one in runs/ by default.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continues the run in --out DIR.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The folder of the task's real data, for tasks that take one.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the computations: local or reference.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Evaluates after every so many rounds.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Saves a checkpoint after every so many rounds.")] = None,
@@ -91,6 +94,7 @@ def run_command(
         "rounds": rounds,
         "clients_per_round": clients_per_round,
         "seed": seed,
+        "data": data,
         "backend": backend,
         "evaluate_every": evaluate_every,
         "save_every": save_every,

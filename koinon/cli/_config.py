@@ -32,6 +32,7 @@ class RunConfig:
       save_every: saves a checkpoint after the rounds that this divides.
       backend: the name of what runs the computations.
       hyperparameters: those of the task, by name.
+      data: the folder of the task's data; empty for the data that the task has by itself.
       versions: of koinon, JAX and Python when the run was started.
     """
 
@@ -43,6 +44,7 @@ class RunConfig:
     save_every: int
     backend: str
     hyperparameters: Mapping[str, Scalar]
+    data: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -54,6 +56,7 @@ _KINDS: dict[str, type] = {
     "evaluate_every": int,
     "save_every": int,
     "backend": str,
+    "data": str,
     "hyperparameters": dict,
     "versions": dict,
 }
@@ -71,7 +74,7 @@ def to_toml(config: RunConfig, comment: str) -> str:
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, Mapping):
             tables[name] = value
-        else:
+        elif value != "":
             lines.append(f"{name} = {_toml_value(value)}")
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items())]

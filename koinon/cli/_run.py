@@ -104,7 +104,7 @@ def _configured(given: dict[str, Any]) -> tuple[RunConfig, Task]:
     """The configuration of a new run: what was given, and for the rest what the task has."""
     seed = given.get("seed", 0)
     _check_number("seed", seed, least=0)
-    task = load_task(given["task"], seed)
+    task = load_task(given["task"], seed, given.get("data", ""))
     rounds = given.get("rounds", task.rounds)
     defaults = {
         "seed": seed,
@@ -124,7 +124,7 @@ def _resumed(folder: RunFolder, given: dict[str, Any]) -> tuple[RunConfig, Task]
     config = folder.read_config()
     if not _same_task(given["task"], config.task):
         raise UsageError(f"The run in {str(folder.path)!r} is of the task {config.task!r}, not {given['task']!r}.")
-    task = load_task(config.task, config.seed)
+    task = load_task(config.task, config.seed, config.data)
     known = _known_hyperparameters(task, given["hyperparameters"])
     wanted = {**{name: value for name, value in given.items() if name not in ("task", "hyperparameters")}, **known}
     began_with = {**dataclasses.asdict(config), **config.hyperparameters}

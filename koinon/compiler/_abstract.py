@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from koinon._jax import scan_counts
 from koinon._errors import NotCompilableError
 from koinon.compiler._steps import PlanValue
 from koinon.computation import INTRINSICS
@@ -246,7 +247,7 @@ class Interpreter(Generic[F]):
         return self._loop(eqn.params["jaxpr"], operands[:count], index, operands[count:], lambda _: length)
 
     def _scan(self, eqn: Any, inputs: list[F]) -> list[F]:
-        consts, carries = eqn.params["num_consts"], eqn.params["num_carry"]
+        consts, carries = scan_counts(eqn.params)
         constants, start, rows = inputs[:consts], inputs[consts : consts + carries], inputs[consts + carries :]
 
         def body(carry: list[F]) -> list[F]:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 
+from koinon._jax import scan_counts
 from koinon.compiler._abstract import called_program
 
 _LOOPS = frozenset({"scan", "while", "cond", "sequence_reduce"})
@@ -104,7 +105,7 @@ class _Counter:
         known = self._known(eqn.invars)
         match eqn.primitive.name:
             case "scan":
-                fixed = eqn.params["num_consts"]
+                fixed, _ = scan_counts(eqn.params)
                 body: ClosedJaxpr = eqn.params["jaxpr"]
                 self.flops.add(self._body(body, known[:fixed]), eqn.params["length"])
             case "sequence_reduce":

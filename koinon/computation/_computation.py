@@ -207,6 +207,37 @@ def parameter_names(fn: Callable[..., Any]) -> list[str]:
     return list(signature.parameters)
 
 
+def with_plain_parameters(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of JAX, such as `jnp.sqrt`, with the parameters alone that it needs; any other function as it is.
+
+    JAX's own functions take their operands by position, and have options with defaults.
+    """
+    module = getattr(fn, "__module__", None) or type(fn).__module__
+    if module.split(".")[0] != "jax" or isinstance(fn, PolymorphicComputation):
+        return fn
+    if getattr(inspect.unwrap(fn), "__module__", module).split(".")[0] != "jax":
+        return fn
+
+    def unary(x: Any) -> Any:
+        return fn(x)
+
+    def binary(x: Any, y: Any) -> Any:
+        return fn(x, y)
+
+    plain = binary if _operands(fn) == 2 else unary
+    plain.__name__ = getattr(fn, "__name__", type(fn).__name__)
+    return plain
+
+
+def _operands(fn: Callable[..., Any]) -> int:
+    """How many operands a function of JAX needs."""
+    if hasattr(fn, "nin"):
+        return fn.nin  # pyright: ignore[reportAttributeAccessIssue]
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(fn).parameters.values()
+    return sum(p.kind in by_position and p.default is inspect.Parameter.empty for p in parameters)
+
+
 def location(fn: Callable[..., Any]) -> str | None:
     """The file and line of a function, seen through wrappers."""
     code = getattr(inspect.unwrap(fn), "__code__", None)

@@ -13,7 +13,7 @@ import numpy as np
 from koinon._errors import KoinonError, OperandError, PlacementError
 from koinon.computation import _ir as ir
 from koinon.computation._builder import current_builder, user_location
-from koinon.computation._computation import Computation, PolymorphicComputation, wrap
+from koinon.computation._computation import Computation, PolymorphicComputation, with_plain_parameters, wrap
 from koinon.computation._intrinsics import INTRINSICS
 from koinon.computation._local import trace_local
 from koinon.computation._value import Value, to_value, zip_expression
@@ -78,7 +78,7 @@ def _as_function(fn: Any, argument_type: Type | None, what: str) -> ir.Expressio
             found=f"{type(fn).__name__} {fn!r}",
             made_in=user_location(),
         )
-    made = fn if isinstance(fn, PolymorphicComputation) else wrap(fn, (), trace_local)
+    made = fn if isinstance(fn, PolymorphicComputation) else wrap(with_plain_parameters(fn), (), trace_local)
     if isinstance(made, Computation):
         return made.expression
     if argument_type is None:

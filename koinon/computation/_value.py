@@ -15,6 +15,7 @@ from koinon._errors import (
     NotCallableError,
     TracingError,
     TypeNotAssignableError,
+    UnsupportedTypeError,
 )
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked, match_arguments
@@ -219,7 +220,7 @@ def to_value(obj: Any) -> Value:
         raise TracingError(
             f"An object of class {type(obj).__name__} cannot be a value of a computation.",
             expected="traced values, computations, numbers, arrays, or containers of those",
-            found=error.found,
+            found=error.found if isinstance(error, UnsupportedTypeError) else f"{error.what} {error.found}",
             made_in=user_location(),
             hint="a Python function becomes a computation by @ko.jax_computation" if callable(obj) else None,
         ) from None

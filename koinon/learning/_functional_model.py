@@ -84,7 +84,8 @@ class FunctionalModel:
       split_example: takes a batch of examples to `(x, y)`; by default an example has fields `x` and `y`, or is a pair.
       non_trainable_rules: what becomes of the non-trainable weights when clients train: a `NonTrainableRule`, or a
         pytree of them in the structure of the weights or of the top of it. None, also within the pytree, means the
-        default: floats are averaged, PRNG keys folded with a key of the client, and all else stays as at the server.
+        default: floats that the model changes are averaged, PRNG keys folded with a key of the client, and all else
+        stays as at the server.
 
     Raises:
       KoinonTypeError: the parts do not fit: no `x` and `y`, a loss of another shape than `[batch]`, weights that are no
@@ -103,7 +104,6 @@ class FunctionalModel:
         non_trainable_rules: Any = None,
     ) -> None:
         self.initial_weights = _as_weights(initial_weights)
-        self.non_trainable_rules = resolve_rules(self.initial_weights.non_trainable, non_trainable_rules)
         self.input_spec = to_type(input_spec)
         self.metrics: dict[str, Metric] = {
             "loss": _metric.loss(),
@@ -113,12 +113,13 @@ class FunctionalModel:
         }
         self._predict = _call_with_supported(predict_on_batch_fn)
         self._loss = loss_fn
-        self._split = split_example or _split_by_name
+        self.split_example = split_example or _split_by_name
         if not is_structure_of_tensors(self.input_spec):
             raise KoinonTypeError(
                 "The type of an example is a tensor or a structure of tensors.", found=self.input_spec
             )
-        self.uses_key = _check_and_see_whether_key_is_used(self)
+        self.uses_key, is_changed = _check_and_see_what_is_used(self)
+        self.non_trainable_rules = resolve_rules(self.initial_weights.non_trainable, non_trainable_rules, is_changed)
 
     @functools.cached_property
     def weights_type(self) -> StructType:
@@ -151,7 +152,7 @@ class FunctionalModel:
           training: whether the model is to behave as in training.
           key: a PRNG key, needed where the model uses one.
         """
-        x, y = self._split(examples)
+        x, y = self.split_example(examples)
         predictions, non_trainable = self._call(ModelWeights(*weights), x, training, key)
         losses = self._loss(predictions, y)
         return Forward(masked_mean(losses, mask), BatchOutput(losses, predictions, y, mask), non_trainable)
@@ -326,13 +327,17 @@ def _split_by_name(examples: Any) -> tuple[Any, Any]:
     )
 
 
-def _check_and_see_whether_key_is_used(model: FunctionalModel) -> bool:
-    """Traces a training step's forward pass once, which shows mistakes where the model is made, not in a round."""
+def _check_and_see_what_is_used(model: FunctionalModel) -> tuple[bool, list[bool]]:
+    """Traces a training step's forward pass once, which shows mistakes where the model is made, not in a round.
+
+    Returns:
+      Whether the model uses its key, and for each leaf of its non-trainable weights whether it ever changes it.
+    """
     examples = batch_shapes(model.input_spec, 2)
     mask = jax.ShapeDtypeStruct((2,), bool)
 
     def losses(key: Any, weights: Any, examples: Any) -> Any:
-        x, y = model._split(examples)
+        x, y = model.split_example(examples)
         predictions, non_trainable = model._call(weights, x, True, key)
         return model._loss(predictions, y), predictions, y, non_trainable
 
@@ -353,8 +358,12 @@ def _check_and_see_whether_key_is_used(model: FunctionalModel) -> bool:
         )
     for name, metric in model.metrics.items():
         _check_metric(name, metric, BatchOutput(loss, predictions, y, mask))
-    key = jaxpr.jaxpr.invars[0]
-    return any(key is used for equation in jaxpr.jaxpr.eqns for used in equation.invars)
+    key, *inputs = jaxpr.jaxpr.invars
+    trainable, old = (jax.tree.leaves(part) for part in model.initial_weights)
+    before = inputs[len(trainable) : len(trainable) + len(old)]
+    after = jaxpr.jaxpr.outvars[len(jaxpr.jaxpr.outvars) - len(old) :]
+    uses_key = any(key is used for equation in jaxpr.jaxpr.eqns for used in equation.invars)
+    return uses_key, [new is not old for old, new in zip(before, after, strict=True)]
 
 
 def _check_metric(name: str, metric: Metric, batch: BatchOutput) -> None:

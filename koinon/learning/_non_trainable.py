@@ -15,9 +15,9 @@ from koinon._errors import KoinonTypeError
 class NonTrainableRule(enum.Enum):
     """What happens to one leaf of a model's non-trainable weights when clients train.
 
-    Unless a model declares otherwise, floats follow `MEAN`, PRNG keys `SEED`, and everything else, such as integers and
-    booleans, `KEEP_SERVER`. So running statistics at the server are those of all clients, no integer is averaged, and no
-    two clients draw the same random numbers.
+    Unless a model declares otherwise, floats that it changes while it trains follow `MEAN`, PRNG keys `SEED`, and
+    everything else, such as frozen weights, integers and booleans, `KEEP_SERVER`. So running statistics at the server
+    are those of all clients, no integer is averaged, and no two clients draw the same random numbers.
 
     Attributes:
       MEAN: the server's value changes by the mean of the clients' changes, made by the same aggregator and with the same
@@ -63,13 +63,14 @@ class ModelUpdate(NamedTuple):
     max: tuple[Any, ...]
 
 
-def resolve_rules(non_trainable: Any, declared: Any) -> Rules:
+def resolve_rules(non_trainable: Any, declared: Any, is_changed: Sequence[bool]) -> Rules:
     """The rule of each leaf.
 
     Args:
       non_trainable: the non-trainable weights.
       declared: None, a rule for all leaves, or a pytree of them whose leaves stand for whole subtrees of
         `non_trainable`; None in it means the default.
+      is_changed: for each leaf, whether training changes it.
 
     Raises:
       KoinonTypeError: the declaration does not fit the weights, or a leaf cannot follow its rule.
@@ -86,7 +87,8 @@ def resolve_rules(non_trainable: Any, declared: Any) -> Rules:
     by_leaf = jax.tree.leaves(rules, is_leaf=_ends)
     leaves = jax.tree_util.tree_leaves_with_path(non_trainable)
     return tuple(
-        _checked(jax.tree_util.keystr(path), leaf, rule) for (path, leaf), rule in zip(leaves, by_leaf, strict=True)
+        _default(leaf, changed) if rule is None else _checked(jax.tree_util.keystr(path), leaf, rule)
+        for (path, leaf), rule, changed in zip(leaves, by_leaf, is_changed, strict=True)
     )
 
 
@@ -174,13 +176,17 @@ def _fold(leaf: Any, key: Any) -> Any:
     return leaf ^ jax.random.bits(key, leaf.shape, leaf.dtype)
 
 
+def _default(leaf: Any, is_changed: bool) -> NonTrainableRule:
+    """The rule of a leaf of which nothing is declared."""
+    if _is_key(leaf):
+        return NonTrainableRule.SEED
+    is_averaged = is_changed and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return NonTrainableRule.MEAN if is_averaged else NonTrainableRule.KEEP_SERVER
+
+
 def _checked(path: str, leaf: Any, rule: Any) -> NonTrainableRule:
-    """The rule of a leaf, or its default, if the leaf can follow it."""
+    """The declared rule of a leaf, if the leaf can follow it."""
     is_float, is_key = jnp.issubdtype(leaf.dtype, jnp.floating), _is_key(leaf)
-    if rule is None:
-        if is_key:
-            return NonTrainableRule.SEED
-        return NonTrainableRule.MEAN if is_float else NonTrainableRule.KEEP_SERVER
     if not isinstance(rule, NonTrainableRule):
         raise KoinonTypeError(
             "What becomes of non-trainable weights is declared by a NonTrainableRule.", found=repr(rule), differs=path

@@ -84,7 +84,7 @@ def build_quantized_broadcast_process(
       https://arxiv.org/abs/1611.00429, section 2.2. Caldas et al., Expanding the Reach of Federated Learning by
       Reducing Client Resource Requirements, 2018, https://arxiv.org/abs/1812.07210.
     """
-    if isinstance(bits, bool) or bits not in _BITS:
+    if not isinstance(bits, int) or isinstance(bits, bool) or bits not in _BITS:
         raise KoinonValueError("`bits` must be one of 1, 2, 4, 8 and 16.", found=repr(bits))
     is_usable = isinstance(value_type, TensorType | StructType) and is_structure_of_tensors(value_type)
     if not is_usable or contains_federated_types(value_type):

@@ -7,8 +7,11 @@ from koinon.learning._functional_model import (
     evaluate,
     weights_type_from_model,
 )
+from koinon.learning._model_equinox import from_equinox
+from koinon.learning._model_files import SavedModel, load_model, load_weights, save_model, save_weights
 from koinon.learning._model_flax import from_flax
 from koinon.learning._model_functional import functional
+from koinon.learning._model_keras import from_keras
 from koinon.learning._non_trainable import NonTrainableRule
 from koinon.learning._weights import ModelWeights
 
@@ -18,8 +21,15 @@ __all__ = [
     "ModelOutput",
     "ModelWeights",
     "NonTrainableRule",
+    "SavedModel",
     "evaluate",
+    "from_equinox",
     "from_flax",
+    "from_keras",
     "functional",
+    "load_model",
+    "load_weights",
+    "save_model",
+    "save_weights",
     "weights_type_from_model",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -121,7 +124,8 @@ def epsilon_of_event(event: Any, delta: float, accountant: AccountantName = "rdp
         raise KoinonValueError(
             f"The accountant `{accountant}` does not know this event.", found=event, hint="take the other accountant"
         )
-    return float(made.compose(event, count).get_epsilon(delta))
+    with _quiet():
+        return float(made.compose(event, count).get_epsilon(delta))
 
 
 def calibrate_noise_multiplier(
@@ -174,7 +178,8 @@ def rdp_per_round(noise_multiplier: float, sampling: CohortSampling) -> np.ndarr
     if isinstance(sampling, NoSampling):
         return np.array(ORDERS) / (2.0 * noise_multiplier**2)
     event = dp_event(noise_multiplier, 1, sampling)
-    return np.asarray(_accountant(event, "rdp").compose(event).rdp)
+    with _quiet():
+        return np.asarray(_accountant(event, "rdp").compose(event).rdp)
 
 
 def epsilon_offsets(delta: float) -> np.ndarray:
@@ -187,6 +192,18 @@ def epsilon_offsets(delta: float) -> np.ndarray:
     _check_delta(delta)
     orders = np.array(ORDERS)
     return np.log1p(-1.0 / orders) - np.log(delta * orders) / (orders - 1.0)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the package's warnings about orders that it leaves out: the epsilon of the others is a bound too."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _accountant(event: Any, name: AccountantName) -> Any:

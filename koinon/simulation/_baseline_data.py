@@ -44,13 +44,14 @@ def synthetic_images(
     num_clients: int,
     mean_size: int,
     alpha: float,
+    noise: float,
     seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Images that can be told apart, of clients that write in their own ways.
 
-    A class is a pattern of blobs; a client has its own distribution of classes, Dirichlet(alpha), its own contrast, and
-    shifts the patterns its own way, by up to two pixels; every pixel has noise. The test examples are of the same
-    clients.
+    A class is a pattern of blobs. A client has its own distribution of classes, Dirichlet(alpha), its own contrast, and
+    shifts the patterns its own way, by up to two pixels; every pixel has normal noise. The test examples are of the
+    same clients.
 
     Returns:
       As `read_splits`, `x` float32 in [0, 1] and `y` int32.
@@ -64,7 +65,7 @@ def synthetic_images(
     for client_id, size in enumerate(sizes.tolist()):
         labels = rng.choice(num_classes, size, p=rng.dirichlet(np.full(num_classes, alpha)))
         shift, contrast = rng.integers(-2, 3, 2), rng.uniform(0.6, 1.0)
-        images = contrast * np.roll(patterns[labels], shift, axis=(1, 2)) + rng.normal(0, 0.1, (size, *shape))
+        images = contrast * np.roll(patterns[labels], shift, axis=(1, 2)) + rng.normal(0, noise, (size, *shape))
         num_test = max(1, size // 5)
         for name, rows in zip(_PARTS, (slice(num_test, None), slice(num_test)), strict=True):
             x, y = np.clip(images[rows], 0, 1).astype(np.float32), labels[rows].astype(np.int32)

@@ -179,8 +179,8 @@ def char_lstm(vocabulary_size: int = 90, *, embedding_size: int = 8, units: int 
         names = [f"lstm_{i}" for i in range(layers)]
         inputs = [embedding_size, *[units] * (layers - 1)]
         kernels = _he_normal(kernel_key, {name: (size, 4 * units) for name, size in zip(names, inputs, strict=True)})
-        shape = (layers, 4, units, units)
-        recurrent = jax.nn.initializers.orthogonal()(recurrent_key, shape).swapaxes(1, 2).reshape(layers, units, -1)
+        orthogonal = jax.nn.initializers.orthogonal()
+        recurrent = [orthogonal(layer_key, (units, 4 * units)) for layer_key in jax.random.split(recurrent_key, layers)]
         # The gates of forgetting begin open.
         bias = jnp.zeros(4 * units).at[units : 2 * units].set(1.0)
         return {

@@ -106,7 +106,9 @@ def emnist(
     num_classes = 10 if only_digits else 62
     if folder is None:
         shape = (28, 28, 1)
-        parts = synthetic_images(shape, num_classes, num_clients=num_clients, mean_size=60, alpha=1.0, seed=0)
+        parts = synthetic_images(
+            shape, num_classes, num_clients=num_clients, mean_size=60, alpha=1.0, noise=0.1, seed=0
+        )
     else:
         parts = {name: _with_labels_below(num_classes, part) for name, part in read_splits(folder).items()}
     return _image_task(
@@ -241,7 +243,9 @@ def _cifar(
 ) -> Task:
     if folder is None:
         shape = (32, 32, 3)
-        parts = synthetic_images(shape, num_classes, num_clients=num_clients, mean_size=50, alpha=0.5, seed=0)
+        parts = synthetic_images(
+            shape, num_classes, num_clients=num_clients, mean_size=50, alpha=0.5, noise=0.3, seed=0
+        )
     else:
         parts = {name: _with_labels_below(num_classes, part) for name, part in read_splits(folder).items()}
     for part in parts.values():

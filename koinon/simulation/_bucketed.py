@@ -18,9 +18,21 @@ _MAX_ROWS = 2**31 - 1
 
 @dataclasses.dataclass
 class Room:
-    """How many rows engines want after the last example, the greatest number that one has asked for yet."""
+    """What the cohorts of a dataset have taught about the sizes to give the next ones.
+
+    Attributes:
+      rows: how many rows engines want after the last example, the greatest number that one has asked for yet.
+      largest: the number of rows of the largest cohort yet.
+    """
 
     rows: int = 0
+    largest: int = 1
+
+    def rows_for(self, num_examples: int) -> int:
+        """A power of two with room for so many examples, and at least a quarter of the largest: three sizes in all."""
+        rows = 1 << max(0, num_examples + self.rows - 1).bit_length()
+        self.largest = max(self.largest, rows)
+        return max(rows, self.largest // 4)
 
 
 @final
@@ -37,7 +49,7 @@ class BucketedSequences(PackedSequences):
     def on_device(self, room: int = 0) -> tuple[jax.Array, ...]:
         """The buffers on the default device; see `PackedSequences.on_device`."""
         self._asked.rows = max(self._asked.rows, room)
-        rows = _bucket(int(self.lengths.sum()) + self._asked.rows)
+        rows = self._asked.rows_for(int(self.lengths.sum()))
         if not self._placed or self._placed[0].shape[0] < rows:
             self._placed = tuple([jax.device_put(_with_rows(buffer, rows)) for buffer in self.buffers])
         return self._placed
@@ -49,13 +61,13 @@ def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> Bucke
     Args:
       element_type: the type of an example.
       parts: the examples of each client.
-      room: what engines want; shared by the cohorts of a dataset, so that the first of them tells for the others.
+      room: shared by the cohorts of a dataset, so that the first of them tell for the others.
     """
     lengths = np.array([part.num_rows for part in parts], np.int64)
     total = int(lengths.sum())
     if total > _MAX_ROWS:
         raise KoinonValueError(f"A cohort has at most {_MAX_ROWS} examples.", found=str(total))
-    rows = _bucket(total + room.rows)
+    rows = room.rows_for(total)
     buffers: list[Any] = []
     for leaf, (dtype, shape) in enumerate(leaf_specs(element_type)):
         buffer = np.zeros((rows, *shape), dtype)
@@ -69,7 +81,3 @@ def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> Bucke
 def _with_rows(buffer: np.ndarray, rows: int) -> np.ndarray:
     missing = rows - len(buffer)
     return buffer if missing <= 0 else np.concatenate([buffer, np.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
-
-
-def _bucket(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()

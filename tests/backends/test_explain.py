@@ -26,9 +26,7 @@ def test_a_fold_is_explained_with_its_size_and_its_aggregations() -> None:
 
 def test_values_that_are_kept_of_each_client_are_named() -> None:
     """A result at the clients costs one row for each, and the page says so."""
-    double = ko.federated_computation(ko.types.at_clients(np.float32))(
-        lambda v: ko.federated_map(lambda x: 2 * x, v)
-    )
+    double = ko.federated_computation(ko.types.at_clients(np.float32))(lambda v: ko.federated_map(lambda x: 2 * x, v))
 
     assert ko.backends.local.explain(double, [1.0]).rows == ("{float32}@CLIENTS, for a later phase or the result",)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from koinon._jax import scan_counts
 from koinon.backends._estimate import equations
 from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite, rewritten
 from koinon.computation._sequence_primitives import read_run, read_run_p, reduce, reduce_p
@@ -57,9 +58,7 @@ def test_grouped_convolutions_keep_their_values() -> None:
 
     def loss(x: Any, kernel: Any) -> Any:
         layout = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=2
-        )
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=2)
         return jnp.sum(y**2)
 
     assert_same_results(jax.grad(loss, argnums=(0, 1)), x, kernel)
@@ -79,8 +78,9 @@ def recurrent_loss(weights: Any, inputs: Any) -> Any:
 def recurrent_arguments() -> Any:
     """Weights and inputs of that network."""
     rng = np.random.default_rng(2)
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in
-               (("x", (3, 4)), ("h", (4, 4)), ("b", (4,)))}
+    weights = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in (("x", (3, 4)), ("h", (4, 4)), ("b", (4,)))
+    }
     return weights, rng.normal(size=(6, 2, 3)).astype(np.float32)
 
 
@@ -94,7 +94,7 @@ def test_products_that_a_scan_only_adds_up_move_out_of_it() -> None:
         var.aval.shape
         for eqn in equations(closed.jaxpr)
         if eqn.primitive.name == "scan"
-        for var in eqn.params["jaxpr"].jaxpr.outvars[: eqn.params["num_carry"]]
+        for var in eqn.params["jaxpr"].jaxpr.outvars[: scan_counts(eqn.params)[1]]
     ]
 
     assert rules["hoisted_weight_gradient"] == 1

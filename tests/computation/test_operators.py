@@ -291,7 +291,7 @@ def test_a_mapped_function_must_take_a_parameter() -> None:
         ko.federated_computation(lambda v: ko.federated_map(lambda: 1, v), INT)
 
 
-@pytest.mark.parametrize("fn", [float, jnp.sin, lambda x, y=1: x, lambda *x: x[0]])
+@pytest.mark.parametrize("fn", [float, lambda x, /: x, lambda x, y=1: x, lambda *x: x[0]])
 def test_a_mapped_python_function_has_plain_parameters(fn: Any) -> None:
     """A default value or a positional-only parameter is refused as the decorators refuse it."""
     with pytest.raises(KoinonTypeError, match="cannot become a computation"):
@@ -540,3 +540,19 @@ def test_the_operator_of_a_reduction_returns_the_accumulator() -> None:
     """Another result type than that of the zero is refused."""
     with pytest.raises(TypeNotAssignableError, match="The operator must return an accumulator of the type of the zero"):
         ko.federated_computation(lambda s: ko.sequence_reduce(s, 0, lambda a, b: 1.5), SequenceType(np.int32))
+
+
+def test_functions_of_jax_are_mapped_as_they_are(backend: str) -> None:
+    """`jnp.sqrt` and its kin, whose parameters are by position or have defaults, need no wrapper of the user."""
+    values = ko.types.at_clients(np.float32)
+
+    @ko.federated_computation(values)
+    def roots(v: Any) -> Any:
+        larger = ko.federated_map(jnp.maximum, (v, ko.federated_map(jnp.sqrt, v)))
+        return ko.federated_sum(ko.federated_map(jax.jit(jnp.square), larger)), ko.federated_sum(
+            ko.federated_map(jax.nn.relu, v)
+        )
+
+    squares, total = roots([0.25, 4.0])
+
+    assert (float(squares), float(total)) == (0.25 + 16.0, 4.25)

@@ -319,6 +319,12 @@ def test_training_moves_the_running_statistics_of_a_flax_module(library: str) ->
 
 
 @pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_running_statistics_of_a_flax_module_are_averaged_by_default(library: str) -> None:
+    """They are the only non-trainable weights that training changes."""
+    assert set(flax_model(library).non_trainable_rules) == {models.NonTrainableRule.MEAN}
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_a_flax_model_learns(library: str) -> None:
     """A few compiled steps of gradient descent lower the loss of a batch."""
     model, data = flax_model(library), digits(30)
@@ -359,6 +365,7 @@ def test_only_the_adapters_of_an_nnx_module_are_trained_if_asked_for() -> None:
     outputs = model.forward(model.initial_weights, digits(4), np.ones(4, bool), training=True)
 
     assert model.num_parameters == 4 * 2 + 2 * 3
+    assert set(model.non_trainable_rules) == {models.NonTrainableRule.KEEP_SERVER}
     jax.tree.map(np.testing.assert_array_equal, outputs.non_trainable, model.initial_weights.non_trainable)
 
 

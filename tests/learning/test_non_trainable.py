@@ -180,6 +180,21 @@ def test_the_default_averages_floats_folds_keys_and_leaves_the_rest_at_the_serve
     assert set(make_model(kept).non_trainable_rules) == {kept}
 
 
+def test_a_float_that_training_does_not_change_stays_at_the_server() -> None:
+    """Frozen weights are neither sent up nor exposed to the noise of an aggregator."""
+    model = models.FunctionalModel(
+        initial_weights=(jnp.float32(0.0), {"frozen": jnp.ones(3), "seen": jnp.float32(0.0)}),
+        predict_on_batch_fn=lambda weights, x: models.ModelOutput(
+            weights.trainable * x * weights.non_trainable["frozen"][0],
+            {"frozen": weights.non_trainable["frozen"], "seen": weights.non_trainable["seen"] + 1},
+        ),
+        loss_fn=lambda output, y: output,
+        input_spec={"x": jnp.float32, "y": jnp.float32},
+    )
+
+    assert model.non_trainable_rules == (NonTrainableRule.KEEP_SERVER, NonTrainableRule.MEAN)
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -32,8 +33,9 @@ def nearest_level(x: np.ndarray, bits: int) -> np.ndarray:
     return levels[np.abs(x[..., None] - levels).argmin(axis=-1)]
 
 
-def receive(process: Any, value: Any, state: Any = None) -> tuple[Any, Any, Any]:
-    """The new state, what each of two clients receives, and the measurements."""
+@functools.cache
+def make_receive(process: Any) -> Any:
+    """The computation of what each of two clients receives; the clients' numbers tell that there are two."""
     value_type = process.next.type_signature.parameter[1].member
 
     @ko.federated_computation(process.state_type, at_server(value_type), ko.types.at_clients(jnp.int32))
@@ -42,7 +44,12 @@ def receive(process: Any, value: Any, state: Any = None) -> tuple[Any, Any, Any]
         received = ko.federated_map(lambda value, number: {"value": value, "n": number}, (output.result, number))
         return output.state, received, output.measurements
 
-    state, received, measured = distribute(process.initialize() if state is None else state, value, [0, 1])
+    return distribute
+
+
+def receive(process: Any, value: Any, state: Any = None) -> tuple[Any, Any, Any]:
+    """The new state, what each of two clients receives, and the measurements."""
+    state, received, measured = make_receive(process)(process.initialize() if state is None else state, value, [0, 1])
     return state, [client["value"] for client in received], measured
 
 

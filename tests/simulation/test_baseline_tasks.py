@@ -174,7 +174,7 @@ def test_synthetic_text_repeats_itself_as_promised() -> None:
 
 def test_synthetic_images_can_be_told_apart() -> None:
     """The nearest mean image of the training examples names most of the test examples."""
-    parts = data.synthetic_images((28, 28, 1), 10, num_clients=20, mean_size=60, alpha=1.0, seed=0)
+    parts = data.synthetic_images((28, 28, 1), 10, num_clients=20, mean_size=60, alpha=1.0, noise=0.1, seed=0)
     train, test = parts["train"], parts["test"]
     means = np.stack([train["x"][train["y"] == label].mean(0) for label in range(10)]).reshape(10, -1)
     flat = test["x"].reshape(len(test["x"]), -1)

@@ -1,0 +1,334 @@
+"""Tests of the local engine: what it compiles and when, what it costs in Python, and its options."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import koinon as ko
+from koinon.backends import LocalBackend
+from koinon.errors import ArgumentError, KoinonValueError, SecureSumRangeError, UnboundedLoopError
+from koinon.testing import count_compilations, count_frames
+from koinon.types import CLIENTS, SequenceType, TensorType, at_clients, at_server
+
+INT, FLOAT = at_clients(np.int32), at_clients(np.float32)
+EXAMPLE = ko.to_type({"x": (np.float32, (3,)), "y": np.float32})
+
+
+@pytest.fixture(autouse=True)
+def _local() -> Iterator[None]:
+    with ko.backends.use("local"):
+        yield
+
+
+def federated_averaging() -> ko.Computation:
+    """A round of federated averaging of a linear model: state and data to state."""
+
+    def train(weights: Any, data: Any) -> Any:
+        def step(w: Any, batch: Any) -> Any:
+            def loss(w: Any) -> Any:
+                return jnp.sum((batch.examples["x"] @ w - batch.examples["y"]) ** 2 * batch.mask)
+
+            return w - 0.01 * jax.grad(loss)(w)
+
+        return data.batch(2).reduce(weights, step) - weights, data.length.astype(jnp.float32)
+
+    @ko.federated_computation(
+        at_server({"w": (np.float32, (3,)), "round": np.int32}), at_clients(SequenceType(EXAMPLE))
+    )
+    def next_round(state: Any, data: Any) -> Any:
+        updates = ko.federated_map(train, (ko.federated_broadcast(state["w"]), data))
+        update = ko.federated_mean(updates[0], updates[1])
+        return ko.federated_map(lambda s, u: {"w": s["w"] + u, "round": s["round"] + 1}, (state, update))
+
+    return next_round
+
+
+def dataset(clients: int) -> ko.PackedSequences:
+    """Clients with one to eight examples each."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, clients)
+    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    total = int(lengths.sum())
+    x, y = rng.normal(size=(total, 3)).astype(np.float32), rng.normal(size=total).astype(np.float32)
+    return ko.PackedSequences(EXAMPLE, [x, y], offsets, lengths)
+
+
+STATE = {"w": np.zeros(3, np.float32), "round": np.int32(0)}
+NEXT = federated_averaging()
+DATA = dataset(500)
+
+
+def cohort(*, start: int = 0, clients: int) -> ko.Cohort:
+    """Clients from a position on."""
+    return ko.Cohort(DATA, np.arange(start, start + clients))
+
+
+# --- compilation -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_round_compiles_nothing() -> None:
+    """Nor does one with another cohort, of other sizes, whose number of clients is in the same bucket."""
+    state = NEXT(STATE, cohort(clients=4))
+    state = NEXT(state, cohort(clients=4))
+    with count_compilations() as count:
+        for others in (cohort(clients=4), cohort(start=100, clients=4), cohort(start=7, clients=3)):
+            state = NEXT(state, others)
+    assert count.total == 0
+    assert int(state["round"]) == 5
+
+
+def test_a_call_with_lists_of_the_same_sizes_compiles_nothing() -> None:
+    """Values and examples in lists, with as many rows in all as fit the same buckets."""
+    total = ko.federated_computation(
+        lambda v, d: ko.federated_sum(ko.federated_map(lambda a, s: a + s.length, (v, d))),
+        *[INT, at_clients(SequenceType(np.float32))],
+    )
+    total([1, 2, 3], [[1.0], [2.0, 3.0], []])
+    with count_compilations() as count:
+        assert int(total([4, 5, 6, 7], [[1.0, 2.0], [], [1.0], [1.0]])) == 22 + 4
+    assert count.total == 0
+
+
+def test_two_computations_do_not_share_what_one_of_them_keeps() -> None:
+    """What is compiled for a computation goes when the computation goes."""
+    comp = ko.federated_computation(lambda v: ko.federated_sum(v), INT)
+    comp([1, 2])
+    kept = weakref.ref(comp)
+    del comp
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_dataset_is_placed_on_the_device_once() -> None:
+    """The buffers of the first round serve the later ones."""
+    data = dataset(20)
+    NEXT(STATE, ko.Cohort(data, np.arange(4)))
+    first = data.on_device()
+    NEXT(STATE, ko.Cohort(data, np.arange(4, 9)))
+    assert all(a is b for a, b in zip(first, data.on_device(), strict=True))
+
+
+# --- Python ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_python_of_a_warm_round_does_not_grow_with_the_cohort() -> None:
+    """At most 60 frames of the library, never more than 12 deep, and the same for 4 and for 400 clients."""
+    counts = []
+    for clients in (4, 400):
+        chosen = cohort(clients=clients)
+        state = NEXT(STATE, chosen)
+        NEXT(state, chosen)
+        counts.append(count_frames(NEXT, state, chosen))
+    assert counts[0] == counts[1]
+    assert counts[0].total <= 60
+    assert counts[0].deepest <= 12
+
+
+def test_a_call_without_clients_is_a_few_frames() -> None:
+    """A program at one place costs little more than a jitted function."""
+    double = ko.jax_computation(lambda x: x + x, (np.float32, (3,)))
+    x = jnp.ones(3)
+    double(x)
+    assert count_frames(double, x).total <= 30
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"lanes": 4}, {"threads": 2}, {"lanes": 2, "threads": 2}, {"deterministic": True}])
+def test_every_way_to_run_gives_the_same_round(options: dict[str, Any]) -> None:
+    """Lanes and threads change the order of sums, no more; clients of all sizes, also fewer than lanes."""
+    for clients in (1, 3, 9):
+        chosen = cohort(start=3, clients=clients)
+        with ko.backends.use("reference"):
+            expected = NEXT(STATE, chosen)
+        with ko.backends.use(LocalBackend(**options)):
+            result = NEXT(STATE, chosen)
+        np.testing.assert_allclose(result["w"], expected["w"], rtol=1e-5, atol=1e-6)
+        assert int(result["round"]) == 1
+
+
+def test_the_same_round_twice_has_the_same_bits() -> None:
+    """On one engine, with one cohort; the deterministic engine does not depend on the number of threads."""
+    first, second = (np.asarray(NEXT(STATE, cohort(clients=37))["w"]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["lanes", "threads"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "two"])
+def test_options_are_positive_ints(name: str, value: Any) -> None:
+    """A wrong option is refused when the engine is made."""
+    with pytest.raises(KoinonValueError, match=f"The option `{name}` must be a positive int"):
+        LocalBackend(**{name: value})
+
+
+def test_the_engine_prints_its_settings() -> None:
+    """For those who look at what runs."""
+    assert (
+        repr(LocalBackend(lanes=2)) == "LocalBackend(default_num_clients=0, lanes=2, threads=None, deterministic=False)"
+    )
+
+
+def test_the_number_of_clients_without_client_arguments_is_the_default() -> None:
+    """As many as the engine is told, also where they draw."""
+    comp = ko.federated_computation(lambda: ko.federated_eval(lambda: 3, CLIENTS))
+    assert comp() == []
+    with ko.backends.use(LocalBackend(default_num_clients=5)):
+        assert comp() == [3] * 5
+
+
+# --- what is not one program -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (3, 1), (1, 3), (2, 2), (0, 2), ()])
+def test_clients_may_have_arrays_of_different_sizes(sizes: tuple[int, ...]) -> None:
+    """Unknown dimensions that differ from client to client have the meaning that the reference gives them."""
+    double = ko.federated_computation(
+        lambda v: ko.federated_map(lambda x: (x.sum(), x * 2), v), at_clients(TensorType(np.float32, (None,)))
+    )
+    results = double([np.ones(size, np.float32) for size in sizes])
+    assert [(float(total), x.tolist()) for total, x in results] == [(size, [2.0] * size) for size in sizes]
+
+
+def test_the_examples_of_clients_may_have_different_shapes() -> None:
+    """The same for examples, one size for each client."""
+    length = ko.federated_computation(
+        lambda d: ko.federated_map(lambda s: s.reduce(jnp.float32(0), lambda c, x: c + x.sum()), d),
+        at_clients(SequenceType(TensorType(np.float32, (None,)))),
+    )
+    data = [[np.ones(3, np.float32)] * 2, [np.ones(5, np.float32)], []]
+    assert [float(x) for x in length(data)] == [6.0, 5.0, 0.0]
+
+
+def test_an_accumulator_may_grow() -> None:
+    """An accumulator of unknown size is no fixed program, and still runs."""
+    growing = TensorType(np.float32, (None,))
+    append = ko.jax_computation(lambda total, x: jnp.concatenate([total, x[None]]), growing, np.float32)
+    join = ko.jax_computation(lambda a, b: jnp.concatenate([a, b]), growing, growing)
+    same = ko.jax_computation(lambda a: a, growing)
+    comp = ko.federated_computation(
+        lambda v: ko.federated_aggregate(v, np.zeros(0, np.float32), append, join, same), FLOAT
+    )
+    assert comp([1.0, 2.0, 3.0]).tolist() == [1.0, 2.0, 3.0]
+
+
+# --- derivatives -----------------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_differentiated_through_its_folds() -> None:
+    """Reverse mode with the bound that the cohort gives, against finite differences of the reference."""
+
+    def loss(scale: Any) -> Any:
+        state = {"w": scale * jnp.ones(3), "round": jnp.int32(0)}
+        return jnp.sum(NEXT(state, cohort(start=5, clients=3))["w"] ** 2)
+
+    slope = float(jax.grad(loss)(0.5))
+    with ko.backends.use("reference"):
+        difference = (float(loss(jnp.float32(0.51))) - float(loss(jnp.float32(0.49)))) / 0.02
+    assert slope == pytest.approx(difference, rel=1e-2)
+
+
+def test_a_round_is_differentiated_in_what_clients_hold() -> None:
+    """The values of the clients may be traced too."""
+    mean = ko.federated_computation(lambda v: ko.federated_mean(ko.federated_map(lambda x: x * x, v)), FLOAT)
+    gradients = jax.grad(lambda values: mean(values))([jnp.float32(1.0), jnp.float32(3.0)])
+    np.testing.assert_allclose(gradients, [2 * 1 / 2, 2 * 3 / 2])
+
+
+def test_a_round_compiles_into_a_larger_program() -> None:
+    """Rounds inside jit: three rounds as one program are three rounds."""
+    chosen = cohort(start=5, clients=3)
+
+    @jax.jit
+    def three(state: Any) -> Any:
+        for _ in range(3):
+            state = NEXT(state, chosen)
+        return state
+
+    expected: Any = STATE
+    for _ in range(3):
+        expected = NEXT(expected, chosen)
+    np.testing.assert_allclose(three(STATE)["w"], expected["w"], rtol=1e-5)
+
+
+def test_a_sequence_of_traced_length_has_no_bound_for_reverse_mode() -> None:
+    """A fold whose length nobody knows is refused, as everywhere."""
+    fold = ko.jax_computation(
+        lambda w, n, s: s.take(n).reduce(w, lambda c, x: c * x), np.float32, np.int32, SequenceType(np.float32)
+    )
+    assert float(fold(2.0, 2, [3.0, 5.0, 7.0])) == 30.0
+    with pytest.raises(UnboundedLoopError):
+        ko.jax_computation(
+            lambda w, s: jax.grad(lambda v: s.reduce(v, lambda c, x: c * x))(w), np.float32, SequenceType(np.float32)
+        )
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "path"),
+    [
+        ({"w": np.zeros(4, np.float32), "round": np.int32(0)}, ".state.w"),
+        ({"w": np.zeros(3, np.float64), "round": np.int32(0)}, ".state.w"),
+        ({"w": np.zeros(3, np.float32), "round": np.float32(0)}, ".state.round"),
+        ({"w": np.zeros(3, np.float32)}, ".state"),
+        ({"w": np.zeros(3, np.float32), "round": 0.5}, ".state.round"),
+    ],
+)
+def test_a_wrong_state_is_found_behind_the_fast_way(state: Any, path: str) -> None:
+    """Arguments of exactly the declared type take a short way; all others are checked leaf by leaf."""
+    NEXT(STATE, cohort(clients=4))
+    with pytest.raises(ArgumentError) as caught:
+        NEXT(state, cohort(clients=4))
+    assert caught.value.differs == path
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: STATE,
+        lambda: {"round": 0, "w": [0, 0, 0]},
+        lambda: {"w": jnp.zeros(3), "round": jnp.int32(0)},
+        lambda: (0, np.zeros(3, np.float32)),
+    ],
+    ids=["numpy", "python", "jax", "tuple"],
+)
+def test_every_way_to_write_a_state_is_the_same_state(make: Callable[[], Any]) -> None:
+    """Arrays of numpy and JAX, numbers and lists, dicts in any order, and a tuple in the order of the fields."""
+    expected = NEXT(STATE, cohort(clients=4))
+    np.testing.assert_array_equal(NEXT(make(), cohort(clients=4))["w"], expected["w"])
+
+
+def test_errors_inside_the_program_name_the_client() -> None:
+    """Flags of the compiled program become the same errors as on the reference, in the first phase that raises one."""
+    comp = ko.federated_computation(lambda v: ko.federated_secure_sum(v, 10), INT)
+    assert int(comp([1, 2, 10])) == 13
+    with pytest.raises(SecureSumRangeError, match="outside the declared range") as caught:
+        comp([1, 2, 11, 12])
+    assert caught.value.differs == "the client at position 2 of the cohort"
+
+
+# --- explanations ----------------------------------------------------------------------------------------------------
+
+
+def test_an_explanation_says_how_a_call_runs() -> None:
+    """The page names the clients, lanes and threads; what cannot be one program says why."""
+    explanation = LocalBackend(lanes=2, threads=1).explain(NEXT, STATE, cohort(clients=4))
+    assert (explanation.clients, explanation.lanes, explanation.threads) == (4, 2, 1)
+    assert explanation.examples == int(cohort(clients=4).lengths.sum())
+    assert explanation.reason is None
+    assert str(explanation).startswith("next_round: 4 clients with")
+    function = ko.types.FunctionType(np.int32, np.int32)
+    comp = ko.federated_computation(lambda f, v: ko.federated_map(f, v), function, INT)
+    explanation = LocalBackend().explain(comp, ko.jax_computation(lambda x: x, np.int32), [1])
+    assert explanation.reason is not None
+    assert "reference" in str(explanation)
