@@ -28,7 +28,7 @@ ROUNDS = 12
 draws = pytest.mark.usefixtures("drawing")
 
 # What is made once and kept, so that several runs in one process compile once; the file of the task imports it.
-PARTS_FILE = '''
+PARTS_FILE = """
 import functools
 import jax.numpy as jnp, numpy as np, koinon as ko
 
@@ -53,7 +53,7 @@ def make_task(seed):
         build_process=build_process, hyperparameters={"client_learning_rate": 0.1, "batch_size": 4},
         rounds=12, clients_per_round=2, description="which side of a plane",
     )
-'''
+"""
 TASK_FILE = "from parts_of_signs import make_task as task\n"
 
 
@@ -185,7 +185,15 @@ def test_the_report_is_one_well_formed_page(finished: Any) -> None:
     checker.feed(text)
     assert checker.open == []
     assert {"img", "table", "pre", "details"} <= checker.seen
-    for part in ("data:image/png;base64,", "LearningProcess", "phase 0", "federated", "cost of", "plain", "unprotected"):
+    for part in (
+        "data:image/png;base64,",
+        "LearningProcess",
+        "phase 0",
+        "federated",
+        "cost of",
+        "plain",
+        "unprotected",
+    ):
         assert part in text.replace("not protected", "unprotected").replace("which side", "federated"), part
 
 
@@ -440,7 +448,15 @@ def test_a_task_is_shown(task_file: str) -> None:
     """Its data, hyperparameters, process, plan, and what the compiler reports of a round."""
     result = call("show", task_file)
 
-    for part in ("signs: which side", "batch_size = 4", "LearningProcess", "phase 0", "broadcast", "privacy of", "cost"):
+    for part in (
+        "signs: which side",
+        "batch_size = 4",
+        "LearningProcess",
+        "phase 0",
+        "broadcast",
+        "privacy of",
+        "cost",
+    ):
         assert part in result.output
     assert "5 clients" in result.output or "clients   5" in result.output
 
@@ -488,7 +504,7 @@ def test_without_matplotlib_a_run_has_no_curves_and_says_so(
     result = call("run", task_file, "--out", tmp_path / "a", "--rounds", 1)
 
     assert result.exit_code == 0
-    assert 'Note: Drawing the curves of a run needs the package `matplotlib`, which is not' in result.output
+    assert "Note: Drawing the curves of a run needs the package `matplotlib`, which is not" in result.output
     assert result.output.splitlines()[-1].startswith("final test accuracy")
     assert not (tmp_path / "a" / "curves.png").exists()
     assert "<img" not in (tmp_path / "a" / "report.html").read_text()

@@ -65,8 +65,8 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
             raise KoinonTypeError("`query` must be a DPQuery.", expected="DPQuery", found=type(query).__qualname__)
         factory = SumFactory() if record_aggregation_factory is None else record_aggregation_factory
         check_unweighted_factory(factory, "record_aggregation_factory")
-        if budget is not None and not isinstance(budget, PrivacyBudget):
-            raise KoinonTypeError("`budget` must be a PrivacyBudget.", found=repr(budget))
+        if budget is not None:
+            check_budget(budget)
         self._query = query
         self._records = factory
         self._budget = budget
@@ -112,7 +112,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
           Models, 2018. https://arxiv.org/abs/1710.06963
         """
         clients = _check_common(noise_multiplier, clients_per_round)
-        check_float(clip, "clip", "positive", 0.0 < clip < math.inf)
+        check_float(clip, "clip", positive=True)
         if float_noise:
             return cls(FloatQuery(clip, clients, noise_multiplier, _check_seed(seed)), budget=budget)
         options = {"seed": seed, "sampling": _label(budget)}
@@ -199,7 +199,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
           (Deep) Learning without Sampling or Shuffling, 2021. https://arxiv.org/abs/2103.00039
         """
         clients = _check_common(noise_multiplier, clients_per_round)
-        check_float(l2_norm_clip, "l2_norm_clip", "positive", 0.0 < l2_norm_clip < math.inf)
+        check_float(l2_norm_clip, "l2_norm_clip", positive=True)
         _check_count(max_rounds, "max_rounds")
         restarts = Restarts(max_rounds, max_rounds)
         query = tree_query(noise_multiplier, clients, l2_norm_clip, restarts, use_efficient, seed=noise_seed)
@@ -288,7 +288,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
           Training, 2024. https://arxiv.org/abs/2405.13763
         """
         clients = _check_common(noise_multiplier, clients_per_round)
-        check_float(clip, "clip", "positive", 0.0 < clip < math.inf)
+        check_float(clip, "clip", positive=True)
         _check_count(bands, "bands", 1024)
         separation = bands if min_separation is None else min_separation
         if separation < bands:
@@ -338,7 +338,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
           2021. https://arxiv.org/abs/2110.04995
         """
         clients = _check_common(noise_multiplier, clients_per_round)
-        check_float(clip, "clip", "positive", 0.0 < clip < math.inf)
+        check_float(clip, "clip", positive=True)
         _check_count(bits, "bits", 30)
         if mechanism not in ("discrete_gaussian", "skellam"):
             raise KoinonValueError(
@@ -376,9 +376,15 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
           ValueError: if a number is out of its range.
         """
         clients = _check_common(noise_multiplier, clients_per_round)
-        check_float(clip, "clip", "positive", 0.0 < clip < math.inf)
+        check_float(clip, "clip", positive=True)
         query = LocalQuery(clip, clients, noise_multiplier, _check_seed(seed))
         return cls(query, record_aggregation_factory, budget=budget)
+
+
+def check_budget(budget: object) -> None:
+    """Raises a TypeError unless an argument is a `PrivacyBudget`."""
+    if not isinstance(budget, PrivacyBudget):
+        raise KoinonTypeError("`budget` must be a PrivacyBudget.", found=repr(budget))
 
 
 def split_noise(noise_multiplier: float, clients: float, count_deviation: float | None) -> tuple[float, float]:
@@ -410,20 +416,20 @@ def split_noise(noise_multiplier: float, clients: float, count_deviation: float 
 
 def _check_common(noise_multiplier: float, clients_per_round: float) -> float:
     """The expected number of clients as a float, after the checks that all class methods share."""
-    check_float(noise_multiplier, "noise_multiplier", "finite and not negative", 0.0 <= noise_multiplier < math.inf)
+    check_float(noise_multiplier, "noise_multiplier")
     clients = clients_per_round
     if isinstance(clients, int) and not isinstance(clients, bool):
         clients = float(clients)
-    check_float(clients, "clients_per_round", "positive, and below 2**20", 0.0 < clients < 2.0**20)
+    check_float(clients, "clients_per_round", positive=True, most=2.0**20 - 1)
     return clients
 
 
 def _check_adaptive(clip: float, quantile: float, learning_rate: float, count_deviation: float | None) -> None:
-    check_float(clip, "initial_l2_norm_clip", "positive", 0.0 < clip < math.inf)
-    check_float(quantile, "target_unclipped_quantile", "between 0.0 and 1.0", 0.0 <= quantile <= 1.0)
-    check_float(learning_rate, "learning_rate", "not negative", 0.0 <= learning_rate < math.inf)
+    check_float(clip, "initial_l2_norm_clip", positive=True)
+    check_float(quantile, "target_unclipped_quantile", most=1.0)
+    check_float(learning_rate, "learning_rate")
     if count_deviation is not None:
-        check_float(count_deviation, "clipped_count_stddev", "not negative", 0.0 <= count_deviation < math.inf)
+        check_float(count_deviation, "clipped_count_stddev")
 
 
 def _check_count(value: object, label: str, largest: int = 2**20) -> None:
@@ -440,4 +446,7 @@ def _check_seed(seed: object) -> int:
 
 
 def _label(budget: PrivacyBudget | None) -> str | None:
-    return None if budget is None else budget.sampling.label
+    if budget is None:
+        return None
+    check_budget(budget)
+    return budget.sampling.label

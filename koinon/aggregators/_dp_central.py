@@ -248,8 +248,9 @@ class CentralQuery(DPQuery):
 
     def _total(self, noise: RoundNoise) -> float:
         """The multiplier of one noise that is as good as that on the values and that on the count together."""
-        parts = [noise] if self._adaptive is None else [noise, self._adaptive.noise]
-        multipliers = [part.noise_multiplier for part in parts]
+        if self._adaptive is None:
+            return noise.noise_multiplier
+        multipliers = [part.noise_multiplier for part in (noise, self._adaptive.noise)]
         if 0.0 in multipliers:
             return 0.0
         exact = math.fsum(multiplier**-2 for multiplier in multipliers) ** -0.5

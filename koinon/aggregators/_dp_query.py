@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -199,12 +200,15 @@ def only_if(is_included: jax.Array, record: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.where(is_included, leaf, jnp.zeros_like(leaf)), record)
 
 
-def check_float(value: object, label: str, range_: str, is_in_range: bool) -> None:
-    """Raises an error unless an argument is a float in its range; an int is none, as in TFF."""
+def check_float(value: object, label: str, *, positive: bool = False, most: float | None = None) -> None:
+    """Raises an error unless an argument is a finite float in its range; an int is none, as in TFF."""
     if not isinstance(value, float):
         raise KoinonTypeError(f"`{label}` must be a float.", found=repr(value), hint="write 1.0, not 1")
-    if not is_in_range:
-        raise KoinonValueError(f"`{label}` must be {range_}.", found=value)
+    is_large_enough = value > 0.0 if positive else value >= 0.0
+    if not is_large_enough or value == math.inf or (most is not None and value > most):
+        range_ = "positive and finite" if positive else "finite and not negative"
+        limit = "" if most is None else f", and at most {most:g}"
+        raise KoinonValueError(f"`{label}` must be {range_}{limit}.", found=value)
 
 
 def _package() -> Any:

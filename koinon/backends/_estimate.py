@@ -10,7 +10,6 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
 
-
 # What a dimension that is not known yet counts as.
 _UNKNOWN = 64
 

@@ -57,8 +57,12 @@ class Explanation:
         else:
             lines.append(f"  work       a fold over the client's sequence, {self.step_operations:,} operations a step")
         side = "one after the other" if self.lanes == 1 else f"{self.lanes} side by side"
-        lines.append(f"  lanes      {side} (side by side below {SMALL_STEP:,} operations and from {4 * CPU_LANES} clients)")
-        lines.append(f"  threads    {self.threads} (several from {THREADED_EXAMPLES} examples, where sums are all that is kept)")
+        lines.append(
+            f"  lanes      {side} (side by side below {SMALL_STEP:,} operations and from {4 * CPU_LANES} clients)"
+        )
+        lines.append(
+            f"  threads    {self.threads} (several from {THREADED_EXAMPLES} examples, where sums are all that is kept)"
+        )
         lines += [f"  rewrite    {name}, {count} places" for name, count in self.rewrites]
         lines += [f"  aggregate  {note}" for note in self.aggregations]
         lines += [f"  rows       {note}" for note in self.rows]

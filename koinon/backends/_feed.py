@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from koinon.backends._results import result_to_user
 from koinon.computation import ClientRows, Cohort
@@ -173,7 +174,7 @@ def _stack_leaf(type_: TensorType, rows: list[Any], capacity: int) -> Any:
     if rows:
         _check_one_shape(rows)
         shape = rows[0].shape
-    if any(isinstance(row, jax.core.Tracer) for row in rows):
+    if any(isinstance(row, Tracer) for row in rows):
         return jnp.stack([*rows, *[jnp.zeros(shape, type_.dtype)] * (capacity - len(rows))])
     stacked = np.zeros((capacity, *shape), type_.dtype)
     for i, row in enumerate(rows):
@@ -204,7 +205,7 @@ def _pack(type_: SequenceType, values: list[Any], path: str, capacity: int, room
         shape = pieces[0].shape[1:] if pieces else tuple([dim or 0 for dim in leaf.shape or ()])
         if any(piece.shape[1:] != shape for piece in pieces):
             raise NotOneProgramError("the examples of the clients have several shapes")
-        if any(isinstance(piece, jax.core.Tracer) for piece in pieces):
+        if any(isinstance(piece, Tracer) for piece in pieces):
             buffers.append(jnp.concatenate([*pieces, jnp.zeros((rows - sum(counts), *shape), leaf.dtype)]))
             continue
         buffer = np.zeros((rows, *shape), leaf.dtype)

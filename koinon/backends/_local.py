@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from koinon._errors import KoinonValueError
 from koinon.backends._explain import Explanation, aggregation_notes, rewrites_of, row_notes
@@ -169,7 +170,7 @@ class Executable:
         clients = [
             feeder.feed(value, capacity, self._room) for (feeder, _), value in zip(self._clients, given, strict=True)
         ]
-        if any(map(isinstance, jax.tree.leaves((server, clients)), itertools.repeat(jax.core.Tracer))):
+        if any(map(isinstance, jax.tree.leaves((server, clients)), itertools.repeat(Tracer))):
             return self._build(iter(self._run_traced(server, clients, count, capacity)), count, given)
         lengths = _lengths(clients)
         lanes = self._options.lanes or choose_lanes(self._work, capacity)
@@ -206,9 +207,7 @@ class Executable:
 
     def _count(self, given: list[Any]) -> int:
         """The number of clients that the arguments agree on."""
-        counts = [
-            (feeder.path, feeder.count(value)) for (feeder, _), value in zip(self._clients, given, strict=True)
-        ]
+        counts = [(feeder.path, feeder.count(value)) for (feeder, _), value in zip(self._clients, given, strict=True)]
         return num_clients(counts, self._options.default_num_clients)
 
     def _threads(self, lengths: np.ndarray | None, count: int) -> int:
@@ -346,7 +345,7 @@ class Executable:
     # --- results -----------------------------------------------------------------------------------------------------
 
     def _builder_of(self, type_: Type, value: Any) -> Callable[[Any, int, list[Any]], Any]:
-        """What builds the result of a type from an iterator over leaves, the cohort's size and the clients' arguments."""
+        """What builds a result from an iterator over leaves, the size of the cohort and the clients' arguments."""
         if isinstance(type_, StructType) and contains_federated_types(type_):
             builders = [self._builder_of(field, value[i]) for i, (_, field) in enumerate(type_.items())]
             return lambda leaves, count, given: to_container(type_, [build(leaves, count, given) for build in builders])

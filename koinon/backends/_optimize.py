@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr
 
 from koinon.backends._estimate import largest_read
@@ -30,7 +31,7 @@ def run_optimized(local: ir.Local, argument: Any) -> Any:
     if not any(is_symbolic(jax.numpy.shape(leaf)) for leaf in leaves):
         padded = () if parameter is None else tuple(_padded(parameter, argument))
         program = _optimized(program, padded, jax.default_backend())
-    return unflatten(local.type.result, jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves))
+    return unflatten(local.type.result, eval_jaxpr(program.jaxpr, program.consts, *leaves))
 
 
 def run_bounded(local: ir.Local, argument: Any, *, longest: int) -> Any:
@@ -46,7 +47,7 @@ def run_bounded(local: ir.Local, argument: Any, *, longest: int) -> Any:
     program = specialize(local.program, leaves)
     if parameter is not None:
         program = bound_folds(program, _length_positions(parameter), longest)
-    return unflatten(local.type.result, jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves))
+    return unflatten(local.type.result, eval_jaxpr(program.jaxpr, program.consts, *leaves))
 
 
 def _length_positions(type_: Type) -> list[int]:
@@ -56,7 +57,7 @@ def _length_positions(type_: Type) -> list[int]:
     def visit(part: Type) -> None:
         nonlocal place
         if isinstance(part, StructType):
-            for _, field in part.items():
+            for field in part.children():
                 visit(field)
             return
         place += len(leaf_types(part))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from koinon.computation import _ir as ir
@@ -25,7 +26,7 @@ def run_in_pieces(local: ir.Local, argument: Any) -> Any:
     """Runs a program on a value in koinon's own form."""
     parameter = local.type.parameter
     leaves = [] if parameter is None else flatten(parameter, argument)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         return apply_local(local, argument)
     program = specialize(local.program, leaves)
     scope: dict[Any, Any] = dict(zip(program.jaxpr.invars, leaves, strict=True))

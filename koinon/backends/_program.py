@@ -131,7 +131,7 @@ class Program:
     def __init__(self, plan: Plan, run_local: RunLocal) -> None:
         self.plan = plan
         self._run_local = run_local
-        handlers = {name: _refuse_placed for name in INTRINSICS} | SEQUENCE_HANDLERS
+        handlers = dict.fromkeys(INTRINSICS, _refuse_placed) | SEQUENCE_HANDLERS
         self._evaluator = Evaluator(handlers, run_local)
         self._kept = [self._find_kept(number) for number in range(len(plan.phases))]
 
@@ -249,16 +249,24 @@ class Program:
             runs = positions < segment.stop
             addends = jax.vmap(lambda v: sums.addend(v, operands_of))(values)
             totals = [total + _sum_where(runs, rows) for total, rows in zip(totals, addends, strict=True)]
-            accumulators = jax.lax.fori_loop(
-                0,
-                jnp.minimum(lanes, segment.stop - first),
-                lambda lane, a: accumulate(a, jax.tree.map(lambda leaf: leaf[lane], values), indices[lane]),
-                accumulators,
-            ) if others else []
+            accumulators = (
+                jax.lax.fori_loop(
+                    0,
+                    jnp.minimum(lanes, segment.stop - first),
+                    lambda lane, a: accumulate(a, jax.tree.map(lambda leaf: leaf[lane], values), indices[lane]),
+                    accumulators,
+                )
+                if others
+                else []
+            )
             # Rows of lanes without a client go nowhere.
             places = jnp.where(runs, indices, capacity)
             stacked = jax.vmap(rows_of)(values) if in_rows else []
-            return totals, accumulators, jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), rows, stacked)
+            return (
+                totals,
+                accumulators,
+                jax.tree.map(lambda old, new: old.at[places].set(new, mode="drop"), rows, stacked),
+            )
 
         shapes = jax.eval_shape(lambda: rows_of(one_client(jnp.int32(0)))) if in_rows else []
         rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)

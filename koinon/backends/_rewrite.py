@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from koinon._jax import scan_counts
@@ -141,8 +142,8 @@ def _trip_count(closed: ClosedJaxpr, count: Any, lengths: Sequence[int], longest
         invars=list(known), outvars=[count], eqns=eqns[::-1], debug_info=jaxpr.debug_info.with_unknown_names()
     )
     with jax.ensure_compile_time_eval():
-        (bound,) = jax.core.eval_jaxpr(sliced, closed.consts, *[jnp.int32(longest)] * len(known))
-    return None if isinstance(bound, jax.core.Tracer) else int(bound)
+        (bound,) = eval_jaxpr(sliced, closed.consts, *[jnp.int32(longest)] * len(known))
+    return None if isinstance(bound, Tracer) else int(bound)
 
 
 # --- rules for CPUs --------------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
     step = rewrite(_without_products(body, found, num_consts), CPU_RULES)
 
     def scan_body(state: Any, slices: Any) -> Any:
-        outputs = jax.core.eval_jaxpr(step.jaxpr, step.consts, *consts, *state, *slices)
+        outputs = eval_jaxpr(step.jaxpr, step.consts, *consts, *state, *slices)
         return tuple(outputs[: len(kept)]), tuple(outputs[len(kept) :])
 
     final, stacked = jax.lax.scan(
@@ -244,21 +245,22 @@ def _accumulated_products(jaxpr: Jaxpr, num_consts: int, num_carry: int) -> dict
 
     Each with the equation of the product, and the permutation that transposes it before it is added.
     """
-    uses = collections.Counter(
+    uses: collections.Counter[Any] = collections.Counter(
         atom
         for atoms in (*[eqn.invars for eqn in jaxpr.eqns], jaxpr.outvars)
         for atom in atoms
         if not isinstance(atom, Literal)
     )
-    makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    makers: dict[Any, Any] = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
     found = {}
     for index in range(num_carry):
-        carried, result = jaxpr.invars[num_consts + index], jaxpr.outvars[index]
+        carried: Any = jaxpr.invars[num_consts + index]
+        result: Any = jaxpr.outvars[index]
         adding = None if isinstance(result, Literal) else makers.get(result)
         if adding is None or adding.primitive.name not in ("add", "add_any"):
             continue
         left, right = adding.invars
-        other = right if left is carried else left if right is carried else None
+        other: Any = right if left is carried else left if right is carried else None
         if other is None or isinstance(other, Literal) or uses[carried] != 1 or uses[result] != 1 or uses[other] != 1:
             continue
         product, permutation = makers.get(other), tuple(range(len(other.aval.shape)))
@@ -291,7 +293,10 @@ def _without_products(body: ClosedJaxpr, found: dict[int, Any], num_consts: int)
     ]
     outvars = [var for i, var in enumerate(jaxpr.outvars) if i not in found] + _operands(found)
     invars = [var for var in jaxpr.invars if var not in carried]
-    return ClosedJaxpr(jaxpr.replace(invars=invars, outvars=outvars, eqns=eqns, debug_info=jaxpr.debug_info.with_unknown_names()), body.consts)
+    return ClosedJaxpr(
+        jaxpr.replace(invars=invars, outvars=outvars, eqns=eqns, debug_info=jaxpr.debug_info.with_unknown_names()),
+        body.consts,
+    )
 
 
 def _variables(eqn: Any) -> list[Any]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from koinon.cli._config import RunConfig
 from koinon.cli._curves import new_figure
@@ -55,18 +54,16 @@ def _read(path: str) -> _Run:
     return _Run(pathlib.Path(path).name or path, folder.read_config(), metrics, folder.read_timing(), metric)
 
 
-def _table(runs: list[_Run]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run")
-    for name in ("rounds", "train loss", "test", "best test", "in round", "clients p10", "seconds"):
-        table.add_column(name, justify="right")
+def _table(runs: list[_Run]) -> str:
+    """A line for each run, with a column for each setting in which the runs differ."""
     differing = _differing(runs)
-    for name in differing:
-        table.add_column(name, justify="right")
+    header = ["run", "rounds", "train loss", "test", "best test", "in round", "clients p10", "time", *differing]
+    rows = [header]
     for run in runs:
         settings = _settings(run)
-        table.add_row(run.name, *_cells(run), *(str(settings.get(name, "")) for name in differing))
-    return table
+        rows.append([run.name, *_cells(run), *(str(settings.get(name, "")) for name in differing)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
 def _cells(run: _Run) -> list[str]:

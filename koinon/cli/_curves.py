@@ -43,7 +43,7 @@ def draw_curves(metrics: Mapping[str, np.ndarray], metric: str, title: str, path
     _lines(loss_axes, rounds, metrics, "loss")
     _lines(metric_axes, rounds, metrics, metric)
     for axes, name in ((loss_axes, "loss"), (metric_axes, metric)):
-        axes.set_title(f"{name}: training clients and centralized test set")
+        axes.set_title(name)
         axes.set_ylabel(name)
         axes.legend()
     _distribution(clients_axes, rounds, metrics, metric)
@@ -63,7 +63,7 @@ def _present(metrics: Mapping[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def _lines(axes: Any, rounds: np.ndarray, metrics: Mapping[str, np.ndarray], metric: str) -> None:
-    for part, label in (("train", "train (cohort of the round)"), ("test", "test")):
+    for part, label in (("train", "train, cohort of the round"), ("test", "test, at the server")):
         values = metrics.get(f"{part}/{metric}")
         if values is not None:
             known = ~np.isnan(values)
@@ -73,7 +73,7 @@ def _lines(axes: Any, rounds: np.ndarray, metrics: Mapping[str, np.ndarray], met
 
 
 def _distribution(axes: Any, rounds: np.ndarray, metrics: Mapping[str, np.ndarray], metric: str) -> None:
-    axes.set_title(f"{metric} of each test client")
+    axes.set_title(f"{metric} over the test clients")
     axes.set_ylabel(metric)
     median = metrics.get(f"clients/{metric}_p50")
     if median is None:

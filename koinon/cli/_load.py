@@ -35,7 +35,9 @@ def load_task(name: str, seed: int, data: str = "") -> Task:
         return _build(NAMED_TASKS[name], name, seed, data)
     if not name.endswith(".py"):
         close = difflib.get_close_matches(name, NAMED_TASKS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(NAMED_TASKS)}, or a path of a .py file."
+        hint = (
+            f"did you mean {close[0]!r}?" if close else f"there is {', '.join(NAMED_TASKS)}, or a path of a .py file."
+        )
         raise UsageError(f"There is no task {name!r}; {hint}")
     path = pathlib.Path(name)
     if not path.is_file():

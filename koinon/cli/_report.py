@@ -132,12 +132,22 @@ def _privacy(process: LearningProcess) -> str:
 def _privacy_row(row: compiler.PrivacyRow) -> str:
     noise = "" if row.mechanism is None else f"{row.mechanism} {row.noise_multiplier}"
     protection = "yes" if row.protected else f"no: {row.reason}"
-    cells = (row.path, row.type, row.expression, row.route, "" if row.clip is None else str(row.clip), noise, protection)
+    cells = (
+        row.path,
+        row.type,
+        row.expression,
+        row.route,
+        "" if row.clip is None else str(row.clip),
+        noise,
+        protection,
+    )
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
-    return f"<table>{''.join(f'<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>' for name, value in rows)}</table>"
+    return (
+        f"<table>{''.join(f'<tr><td>{_text(name)}</td><td>{_text(value)}</td></tr>' for name, value in rows)}</table>"
+    )
 
 
 def _text(value: str) -> str:

@@ -25,8 +25,9 @@ def match_arguments(parameter: Type | None, args: tuple[Any, ...], kwargs: dict[
             raise ArgumentError("Was not expecting any arguments.", found=_count(args, kwargs))
         return None
     if len(args) == 1 and not kwargs:
-        is_struct_of_one = isinstance(parameter, StructType) and len(parameter) == 1
-        return args[0] if not is_struct_of_one or not _is_field(parameter, args[0]) else Unpacked(args)
+        if isinstance(parameter, StructType) and len(parameter) == 1 and _is_field(parameter, args[0]):
+            return Unpacked(args)
+        return args[0]
     if not args and not kwargs:
         raise ArgumentError(f"Declared a parameter of type {parameter}, but got no arguments.")
     if not isinstance(parameter, StructType):

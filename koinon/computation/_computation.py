@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from koinon._errors import ArgumentError, KoinonError, KoinonTypeError
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import match_arguments, match_names
@@ -231,8 +233,8 @@ def with_plain_parameters(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _operands(fn: Callable[..., Any]) -> int:
     """How many operands a function of JAX needs."""
-    if hasattr(fn, "nin"):
-        return fn.nin  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(fn, jnp.ufunc):
+        return fn.nin
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(fn).parameters.values()
     return sum(p.kind in by_position and p.default is inspect.Parameter.empty for p in parameters)

@@ -171,7 +171,7 @@ def tensor_types(type_: Type) -> list[jax.ShapeDtypeStruct]:
     """The shapes and dtypes of the leaves of a value without sequences."""
     if isinstance(type_, TensorType):
         assert type_.shape is not None
-        return [jax.ShapeDtypeStruct(type_.shape, type_.dtype)]  # pyright: ignore[reportArgumentType]
+        return [jax.ShapeDtypeStruct(type_.shape, type_.dtype)]
     if isinstance(type_, StructType):
         return [leaf for _, field in type_.items() for leaf in tensor_types(field)]
     raise TypeError(

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.export
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 
 from koinon._errors import ComputationReturnedNoneError, KoinonError, KoinonTypeError
 from koinon.computation import _ir as ir
@@ -112,7 +113,7 @@ def apply_local(local: ir.Local, argument: Any) -> Any:
     parameter = local.type.parameter
     leaves = [] if parameter is None else flatten(parameter, argument)
     program = specialize(local.program, leaves)
-    results = jax.core.eval_jaxpr(program.jaxpr, program.consts, *leaves)
+    results = eval_jaxpr(program.jaxpr, program.consts, *leaves)
     # Constants of the program come out as they are written in it, which is not always an array of JAX.
     return unflatten(local.type.result, [jnp.asarray(result) for result in results])
 

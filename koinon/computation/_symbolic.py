@@ -96,7 +96,7 @@ class _Specializer:
             if eqn.primitive.name == "dim_as_value":
                 size = self.value(eqn.params["dim"])
                 if isinstance(size, (int, np.integer)):
-                    aval = eqn.outvars[0].aval
+                    aval: Any = eqn.outvars[0].aval
                     variables[eqn.outvars[0]] = Literal(np.asarray(size, aval.dtype), aval.update(weak_type=False))
                     continue
             new_invars = [read(var) for var in eqn.invars]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from koinon._errors import ArgumentError, CardinalityError, InvalidNonAllEqualValueError
 from koinon.computation import _ir as ir
@@ -169,7 +170,7 @@ def _example_leaves(element: Type, example: Any, path: str) -> list[Any]:
     def add(type_: Type, leaf: Any, leaf_path: str) -> None:
         assert isinstance(type_, TensorType)
         array = checked_array(type_, leaf, leaf_path)
-        on_host = not jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) and not isinstance(array, jax.core.Tracer)
+        on_host = not jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended) and not isinstance(array, Tracer)
         leaves.append(np.asarray(array) if on_host else array)
 
     from_user(element, example, add, path)

@@ -318,7 +318,7 @@ def zip_expression(expression: ir.Expression) -> ir.Expression | None:
             fields = [(name, member(field)) for name, field in type_.items()]
             if any(field is None for _, field in fields):
                 return None
-            return StructType([(n, f) if n is not None else f for n, f in fields], type_.container)  # pyright: ignore
+            return StructType([(n, f) if n is not None else f for n, f in fields], type_.container)
         return None
 
     zipped = member(expression.type)

@@ -100,7 +100,6 @@ def test_an_equinox_module_predicts_as_it_does_itself() -> None:
 
     np.testing.assert_allclose(model.predict_on_batch(model.initial_weights, x), jax.vmap(module)(x), rtol=1e-6)
     assert str(model.weights_type["trainable"]["layers"]["0"]) == "<bias=float32[3],weight=float32[3,4]>"
-    assert not model.uses_key
 
 
 @pytest.mark.parametrize("module", [eqx.nn.MLP, lambda x: x])

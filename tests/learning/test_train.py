@@ -470,14 +470,14 @@ def test_early_stopping_stops_at_the_same_round_when_resumed(
     manager = FileProgramStateManager(tmp_path)
 
     def run(rounds: int) -> Any:
-        done = (manager.get_versions() or [0])[-1]
+        left = iter(values[(manager.get_versions() or [0])[-1] :])
         return train(
             process,
             data,
             rounds=rounds,
             clients_per_round=2,
             state_manager=manager,
-            evaluate=lambda weights, remaining=iter(values[done:]): {"test": {"accuracy": next(remaining)}},
+            evaluate=lambda weights: {"test": {"accuracy": next(left)}},
             callbacks=[EarlyStopping("test/accuracy", patience=2)],
         )
 

@@ -184,19 +184,6 @@ def test_synthetic_images_can_be_told_apart() -> None:
     assert train["x"].max() <= 1
 
 
-def test_a_round_of_a_convolutional_network_runs() -> None:
-    """On two clients of the images of EMNIST's shape, the loss of the same examples falls."""
-    task = baselines.emnist(num_clients=4, only_digits=True, model="cnn_dropout_free")
-    process = task.process(client_learning_rate=0.05)
-    state = process.initialize()
-    losses = []
-    for _ in range(3):
-        state, metrics = process.next(state, task.train.cohort([0, 1]))
-        losses.append(float(metrics["client_work"]["train"]["loss"]))
-    assert losses[2] < losses[0]
-    assert all(np.isfinite(losses))
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "emnist", "shakespeare"])
 def test_every_task_learns_with_its_hyperparameters(name: str) -> None:
