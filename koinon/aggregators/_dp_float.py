@@ -61,9 +61,11 @@ class FloatQuery(DPQuery):
     def encode(self, params: Any, vector: jax.Array, is_included: jax.Array, key: jax.Array | None) -> Any:
         """The clipped vector."""
         del params, key
-        largest = jnp.max(jnp.abs(vector))
-        unit = vector / jnp.where(largest > 0.0, largest, 1.0)  # its norm does not overflow
-        clipped = unit * jnp.minimum(largest, self._clip / jnp.maximum(global_l2_norm(unit), 1.0))
+        exponent = jnp.frexp(jnp.max(jnp.abs(vector)))[1]
+        mantissa = jnp.ldexp(vector, -exponent)  # its norm does not overflow
+        norm = global_l2_norm(mantissa)
+        shortest = jnp.minimum(jnp.ldexp(jnp.float32(1.0), exponent), self._clip / jnp.where(norm > 0.0, norm, 1.0))
+        clipped = mantissa * shortest
         return OrderedDict(value=annotate_clip(only_if(is_included, clipped), self._clip))
 
     def decode(self, state: FloatState, total: Any, clients: jax.Array) -> Decoded:

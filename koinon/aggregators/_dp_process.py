@@ -195,7 +195,7 @@ class _Layout:
         leaves = [leaf for leaf in preorder_types(value_type) if isinstance(leaf, TensorType)]
         shapes = [leaf.shape for leaf in leaves if leaf.shape is not None and None not in leaf.shape]
         if len(shapes) < len(leaves):
-            raise KoinonTypeError("A differentially private aggregation needs values of known shapes.", found=value_type)
+            raise KoinonTypeError("Differential privacy needs values of known shapes.", found=value_type)
         self._sizes = [math.prod(size or 0 for size in shape) for shape in shapes]
         self.size = sum(self._sizes)
         if self.size == 0:

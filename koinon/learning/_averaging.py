@@ -13,7 +13,7 @@ from koinon.aggregators import (
     WeightedAggregationFactory,
     as_weighted_aggregator,
 )
-from koinon.computation import federated_computation, federated_map, federated_max, federated_zip
+from koinon.computation import federated_computation, federated_map, federated_max
 from koinon.learning._client_work import ClientWorkProcess
 from koinon.learning._compose import compose_learning_process
 from koinon.learning._distribute import DistributionProcess, build_broadcast_process
@@ -117,7 +117,7 @@ def _create_aggregation(
         result = output.result
         if with_max:
             greatest = federated_max(update.max)
-            result = federated_zip(ModelUpdate(result.trainable, result.mean, greatest))
+            result = federated_map(lambda update, greatest: update._replace(max=greatest), (result, greatest))
         if finish is not None:
             result = federated_map(finished, result)
         return MeasuredProcessOutput(output.state, result, output.measurements)

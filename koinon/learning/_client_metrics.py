@@ -28,7 +28,7 @@ from koinon.learning._client_sample import (
 )
 from koinon.learning._metrics_aggregation import MetricFinalizers, MetricsAggregator, as_one_function, check_names
 from koinon.templates import AggregationProcess, MeasuredProcessOutput
-from koinon.types import SERVER, StructType, TensorType, at_clients, infer_type
+from koinon.types import SERVER, StructType, TensorType, at_clients, infer_type, strip_placement
 
 
 class ClientDistribution(NamedTuple):
@@ -236,7 +236,7 @@ class FinalizeThenSampleFactory(UnweightedAggregationFactory):
         def finalized(states: Any) -> Any:
             return federated_map(lambda value: finalize(value), states)
 
-        result_type = finalized.type_signature.result.member  # pyright: ignore[reportAttributeAccessIssue]
+        result_type = strip_placement(finalized.type_signature.result)
 
         @federated_computation
         def initialize_fn() -> Any:

@@ -16,7 +16,8 @@ from koinon.computation import (
     federated_zip,
     jax_computation,
 )
-from koinon.types import SERVER, StructType, TensorType, Type, to_container
+from koinon.learning._specs import specs_of
+from koinon.types import SERVER, Type
 
 
 class ClientSample(NamedTuple):
@@ -54,7 +55,7 @@ def check_sample_size(name: str, size: Any) -> None:
 
 
 def sample_clients(value: Any, size: int, key: Any) -> Any:
-    """A uniform sample without replacement of the clients' values, a `ClientSample` at the server; see `reservoir_of`."""
+    """A uniform sample without replacement of the clients' values, a `ClientSample`; see `reservoir_of`."""
     return federated_map(sample_of, reservoir_of(value, size, key))
 
 
@@ -78,19 +79,13 @@ def reservoir_of(value: Any, size: int, key: Any) -> Any:
 
 def empty_reservoir(value_type: Type, size: int) -> Reservoir:
     """A reservoir of free rows."""
-    return Reservoir(_rows(value_type, size), jnp.full((size,), -1.0, jnp.float32))
+    rows = jax.tree.map(lambda spec: jnp.zeros((size, *spec.shape), spec.dtype), specs_of(value_type))
+    return Reservoir(rows, jnp.full((size,), -1.0, jnp.float32))
 
 
 def constant_key(seed: int) -> Any:
     """A PRNG key at the server that is the same at each call, inside a federated computation."""
     return federated_eval(lambda: jax.random.key(seed), SERVER)
-
-
-def _rows(type_: Type, size: int) -> Any:
-    if isinstance(type_, StructType):
-        return to_container(type_, [_rows(child, size) for child in type_])
-    assert isinstance(type_, TensorType)
-    return jnp.zeros((size, *(type_.shape or ())), type_.dtype)
 
 
 def _insert(reservoir: Reservoir, client: tuple[Any, Any]) -> Reservoir:

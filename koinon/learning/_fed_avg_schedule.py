@@ -86,7 +86,10 @@ def build_weighted_fed_avg_with_optimizer_schedule(
       (1.75, 0.25)
     """
     check_weighting(client_weighting)
-    for name, fn in (("client_learning_rate_fn", client_learning_rate_fn), ("client_optimizer_fn", client_optimizer_fn)):
+    for name, fn in (
+        ("client_learning_rate_fn", client_learning_rate_fn),
+        ("client_optimizer_fn", client_optimizer_fn),
+    ):
         if not callable(fn):
             raise KoinonTypeError(
                 f"`{name}` must be a function.",

@@ -28,6 +28,7 @@ from koinon.computation import (
 from koinon.learning._hparams import hparams_computations
 from koinon.learning._non_trainable import NonTrainableRule, are_shared, update_of, updated_values
 from koinon.learning._optimizer import as_optimizer
+from koinon.learning._specs import specs_of
 from koinon.learning._weights import ModelWeights
 from koinon.templates._checks import (
     check_all_placed,
@@ -42,13 +43,11 @@ from koinon.templates._signature import output_of
 from koinon.types import (
     SERVER,
     StructType,
-    TensorType,
     Type,
     at_server,
     contains_federated_types,
     is_structure_of_tensors,
     strip_placement,
-    to_container,
     to_type,
 )
 
@@ -205,12 +204,12 @@ def build_apply_optimizer_finalizer(
     trainable_type, update_type = weights_type["trainable"], weights_type["trainable"]
     rules, takes_others = tuple(non_trainable_rules), are_shared(tuple(non_trainable_rules))
     if takes_others:
-        specs = _specs(weights_type)
+        specs = specs_of(weights_type)
         update_type = to_type(jax.eval_shape(functools.partial(update_of, rules), specs[0], specs[1], specs[1]))
 
     @jax_computation
     def initialize_optimizer() -> Any:
-        return optimizer.initialize(_specs(trainable_type))
+        return optimizer.initialize(specs_of(trainable_type))
 
     state_type = initialize_optimizer.type_signature.result
 
@@ -281,11 +280,3 @@ def _check_model_weights_type(model_weights_type: Type) -> StructType:
     if not is_structure_of_tensors(model_weights_type):
         raise KoinonTypeError("The weights of a model must be tensors.", found=model_weights_type)
     return model_weights_type
-
-
-def _specs(type_: Type) -> Any:
-    """The shapes and dtypes of a structure of tensors, in its containers."""
-    if isinstance(type_, StructType):
-        return to_container(type_, [_specs(element) for element in type_])
-    assert isinstance(type_, TensorType)
-    return jax.ShapeDtypeStruct(type_.shape, type_.dtype)

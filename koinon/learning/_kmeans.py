@@ -102,38 +102,39 @@ def build_fed_kmeans(
         )
     if distributor is not None and not isinstance(distributor, DistributionProcess):
         raise KoinonTypeError("The distributor must be a DistributionProcess.", found=f"{type(distributor).__name__}")
-    centroids_type = TensorType(dtype, (num_clusters, *data_shape))
-    centroids = _initial_centroids(initial_centroids, centroids_type, seed)
-    work = _build_assigning_client_work(centroids_type, BatchPlan(batch_size, take=take))
+    point_type, centroids_type = TensorType(dtype, data_shape), TensorType(dtype, (num_clusters, *data_shape))
+    centroids = _initial_centroids(initial_centroids, (num_clusters, *data_shape), centroids_type.dtype, seed)
+    work = _build_assigning_client_work(num_clusters, point_type, centroids_type, BatchPlan(batch_size, take=take))
     factory = as_weighted_aggregator(SumFactory() if sum_aggregator is None else sum_aggregator)
     return compose_learning_process(
         jax_computation()(lambda: centroids),
         build_broadcast_process(centroids_type) if distributor is None else distributor,
         work,
         factory.create(*result_types(work)),
-        _build_centroid_finalizer(centroids_type),
+        _build_centroid_finalizer(num_clusters, centroids_type),
     )
 
 
-def _initial_centroids(given: Any, type_: TensorType, seed: int) -> jax.Array:
-    if not jnp.issubdtype(type_.dtype, jnp.floating):
-        raise KoinonTypeError("Centroids are means, and so floats.", found=type_)
+def _initial_centroids(given: Any, shape: tuple[int, ...], dtype: Any, seed: int) -> jax.Array:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise KoinonTypeError("Centroids are means, and so floats.", found=dtype)
     if given is None:
-        return jax.random.normal(jax.random.key(seed), type_.shape, type_.dtype)
-    centroids = jnp.asarray(given, type_.dtype)
-    if centroids.shape != type_.shape:
+        return jax.random.normal(jax.random.key(seed), shape, dtype)
+    centroids = jnp.asarray(given, dtype)
+    if centroids.shape != shape:
         raise KoinonValueError(
             "The initial centroids do not have the shape that they need.",
-            expected=f"{list(type_.shape or ())}, one row for each cluster",
+            expected=f"{list(shape)}, one row for each cluster",
             found=f"{list(centroids.shape)}",
         )
     return centroids
 
 
-def _build_assigning_client_work(centroids_type: TensorType, plan: BatchPlan) -> ClientWorkProcess:
+def _build_assigning_client_work(
+    num_clusters: int, point_type: TensorType, centroids_type: TensorType, plan: BatchPlan
+) -> ClientWorkProcess:
     """The client work that assigns each point to the nearest centroid."""
-    num_clusters, *data_shape = centroids_type.shape or ()
-    data_type = at_clients(SequenceType(TensorType(centroids_type.dtype, data_shape)))
+    data_type = at_clients(SequenceType(point_type))
 
     def assign(centroids: Any, data: Any) -> ClientOutput:
         flat_centroids = centroids.reshape(num_clusters, -1)
@@ -175,9 +176,8 @@ def _build_assigning_client_work(centroids_type: TensorType, plan: BatchPlan) ->
     return ClientWorkProcess(initialize_fn, next_fn)
 
 
-def _build_centroid_finalizer(centroids_type: TensorType) -> FinalizerProcess:
+def _build_centroid_finalizer(num_clusters: int, centroids_type: TensorType) -> FinalizerProcess:
     """The finalizer that moves each centroid to the mean of its points, and keeps their numbers."""
-    num_clusters = (centroids_type.shape or ())[0]
     counts_type = TensorType(jnp.int32, (num_clusters,))
 
     @federated_computation

@@ -100,7 +100,7 @@ def save_model(path: str | os.PathLike[str], model: FunctionalModel, weights: Mo
       ProgramStateWriteError: the operating system refuses; an existing file is then as it was before.
     """
     leaves, structure = jax.tree.flatten(ModelWeights(*(model.initial_weights if weights is None else weights)))
-    (batch,) = jax.export.symbolic_shape("batch")
+    batch: Any = jax.export.symbolic_shape("batch")[0]
     inputs = jax.eval_shape(lambda examples: model.split_example(examples)[0], batch_shapes(model.input_spec, batch))
 
     def predict(leaves: list[Any], x: Any) -> Any:

@@ -20,8 +20,8 @@ class NonTrainableRule(enum.Enum):
     are those of all clients, no integer is averaged, and no two clients draw the same random numbers.
 
     Attributes:
-      MEAN: the server's value changes by the mean of the clients' changes, made by the same aggregator and with the same
-        weights as that of the trainable weights: what clips them, or adds noise to them, does so here too. Floats only.
+      MEAN: the server's value changes by the mean of the clients' changes, made by the aggregator of the trainable
+        weights: what weighs or clips these, or adds noise to them, does so here too. Floats only.
       MAX: the server's value becomes the greatest of its own and those of the clients; numbers only. For counters.
         The maximum of a round is seen by the server as it is, whatever the aggregator of the trainable weights.
       KEEP_SERVER: the server's value stays. Clients begin with it, and what they make of it is forgotten.
@@ -76,7 +76,9 @@ def resolve_rules(non_trainable: Any, declared: Any, is_changed: Sequence[bool])
       KoinonTypeError: the declaration does not fit the weights, or a leaf cannot follow its rule.
     """
     try:
-        rules = jax.tree.map(lambda rule, tree: [rule] * len(jax.tree.leaves(tree)), declared, non_trainable, is_leaf=_ends)
+        rules = jax.tree.map(
+            lambda rule, tree: [rule] * len(jax.tree.leaves(tree)), declared, non_trainable, is_leaf=_ends
+        )
     except ValueError as error:
         raise KoinonTypeError(
             "The rules of non-trainable weights must have the structure of the weights, or of the top of it.",
@@ -128,7 +130,9 @@ def update_of(rules: Rules, trainable_update: Any, before: Any, after: Any) -> A
     """
     if not are_shared(rules):
         return trainable_update
-    means = zip(leaves_with(rules, NonTrainableRule.MEAN, before), leaves_with(rules, NonTrainableRule.MEAN, after))
+    means = zip(
+        leaves_with(rules, NonTrainableRule.MEAN, before), leaves_with(rules, NonTrainableRule.MEAN, after), strict=True
+    )
     return ModelUpdate(
         trainable_update,
         tuple(old - new for old, new in means),

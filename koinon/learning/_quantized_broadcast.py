@@ -12,6 +12,7 @@ import numpy as np
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.computation import federated_broadcast, federated_computation, federated_eval, federated_map
 from koinon.learning._distribute import DistributionProcess
+from koinon.learning._specs import specs_of
 from koinon.templates import MeasuredProcessOutput
 from koinon.types import (
     SERVER,
@@ -21,7 +22,6 @@ from koinon.types import (
     at_server,
     contains_federated_types,
     is_structure_of_tensors,
-    to_container,
 )
 
 _BITS = (1, 2, 4, 8, 16)
@@ -93,7 +93,7 @@ def build_quantized_broadcast_process(
             expected="TensorType, or StructType of them",
             found=f"{type(value_type).__qualname__} {value_type}",
         )
-    specs = _specs(value_type)
+    specs = specs_of(value_type)
     leaf_specs, structure = jax.tree.flatten(specs)
     is_quantized = [_is_float(leaf) and math.prod(leaf.shape) >= min_elements for leaf in leaf_specs]
     numbers = {"bytes_per_client": 0.0, "uncompressed_bytes_per_client": 0.0}
@@ -183,12 +183,3 @@ def _itemsize(leaf: Any) -> int:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, leaf).size * 4
     return leaf.dtype.itemsize
-
-
-def _specs(type_: Type) -> Any:
-    if isinstance(type_, StructType):
-        return to_container(type_, [_specs(child) for child in type_])
-    assert isinstance(type_, TensorType)
-    if not type_.is_fully_defined:
-        raise KoinonTypeError("What is quantized must have a known shape.", found=type_)
-    return jax.ShapeDtypeStruct(type_.shape, type_.dtype)

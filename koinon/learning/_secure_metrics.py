@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias, final
 
 import jax
@@ -17,11 +17,11 @@ from koinon.computation import (
     federated_map,
     federated_secure_sum,
     federated_value,
-    federated_zip,
 )
 from koinon.learning._metrics_aggregation import MetricFinalizers, as_one_function, check_names
+from koinon.learning._specs import specs_of
 from koinon.templates import AggregationProcess, MeasuredProcessOutput
-from koinon.types import SERVER, StructType, TensorType, at_clients, at_server
+from koinon.types import SERVER, StructType, TensorType, Type, at_clients, at_server
 
 SECURE_SUM_MEASUREMENTS_KEY = "secure_sum_measurements"
 DEFAULT_RANGE = (0, 2**20 - 1)
@@ -146,12 +146,13 @@ class SecureSumFactory(UnweightedAggregationFactory):
 def secure_sum(value: Any, ranges: Ranges) -> tuple[Any, Any]:
     """The secure sum of `{V}@CLIENTS` at the server, and the counts of clipped clients, inside a computation."""
     member = value.type_signature.member
-    structure: list[Any] = []
+    _check_dtypes(member)
+    specs = specs_of(member)
+    leaf_specs, structure = jax.tree.flatten(specs)
+    bounds = _bounds_of(specs, ranges)
 
     def quantize(value: Any) -> _Quantized:
-        leaves, treedef = jax.tree.flatten(value)
-        bounds = _bounds_of(value, ranges)
-        structure[:] = [treedef, bounds, [leaf.dtype for leaf in leaves]]
+        leaves = jax.tree.leaves(value)
         digits = [_to_digits(leaf, *pair) for leaf, pair in zip(leaves, bounds, strict=True)]
         below = [jnp.any(leaf < low) for leaf, (low, _) in zip(leaves, bounds, strict=True)]
         above = [jnp.any(~(leaf <= high)) for leaf, (_, high) in zip(leaves, bounds, strict=True)]
@@ -159,21 +160,18 @@ def secure_sum(value: Any, ranges: Ranges) -> tuple[Any, Any]:
         return _Quantized(tuple(digits), jnp.int32(1), clipped)
 
     def restore(summed: _Quantized) -> tuple[Any, Any]:
-        treedef, bounds, dtypes = structure
         leaves = [
-            _from_digits(digits, summed.client, *pair, dtype)
-            for digits, pair, dtype in zip(summed.digits, bounds, dtypes, strict=True)
+            _from_digits(digits, summed.client, *pair, spec.dtype)
+            for digits, pair, spec in zip(summed.digits, bounds, leaf_specs, strict=True)
         ]
-        return jax.tree.unflatten(treedef, leaves), summed.clipped
+        return jax.tree.unflatten(structure, leaves), summed.clipped
 
-    _check_dtypes(member)
-    quantized = federated_map(quantize, value)
     limits = _Quantized(
-        ((_DIGIT_MAX,) * _NUM_DIGITS,) * len(structure[1]),
+        ((_DIGIT_MAX,) * _NUM_DIGITS,) * len(bounds),
         1,
         {"secure_lower_clipped_count": 1, "secure_upper_clipped_count": 1},
     )
-    restored = federated_map(restore, federated_secure_sum(quantized, limits))
+    restored = federated_map(restore, federated_secure_sum(federated_map(quantize, value), limits))
     return restored[0], restored[1]
 
 
@@ -201,13 +199,12 @@ def check_ranges(ranges: Any) -> None:
             )
 
 
-def _check_dtypes(member: Any) -> None:
-    leaves = member if isinstance(member, StructType) else [member]
-    for leaf in leaves:
-        if isinstance(leaf, StructType):
-            _check_dtypes(leaf)
-        elif leaf.dtype not in (jnp.int32, jnp.uint32, jnp.float32):
-            raise KoinonTypeError("What is summed securely is int32, uint32 or float32.", found=leaf)
+def _check_dtypes(type_: Type) -> None:
+    if isinstance(type_, StructType):
+        for child in type_:
+            _check_dtypes(child)
+    elif not isinstance(type_, TensorType) or type_.dtype not in (jnp.int32, jnp.uint32, jnp.float32):
+        raise KoinonTypeError("What is summed securely is int32, uint32 or float32.", found=type_)
 
 
 def _bounds_of(value: Any, ranges: Ranges) -> list[Range]:
@@ -223,7 +220,8 @@ def _bounds_of(value: Any, ranges: Ranges) -> list[Range]:
         )
     by_name = {name: jax.tree.map(lambda _, name=name: name, value[name]) for name in value}
     names: list[str] = jax.tree.leaves(by_name)
-    return [tuple(ranges.get(name, DEFAULT_RANGE)) for name in names]  # pyright: ignore[reportReturnType]
+    pairs = [ranges.get(name, DEFAULT_RANGE) for name in names]
+    return [(low, high) for low, high in pairs]
 
 
 def _to_digits(leaf: Any, low: float, high: float) -> tuple[Any, ...]:

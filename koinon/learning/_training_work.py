@@ -263,8 +263,11 @@ def build_training_work(
 
 
 def keys_of_client(key: Any) -> tuple[Any, Any, Any]:
-    """The keys of a client's order of examples, of its model, and of its seeds, from its own; None where it has none."""
-    return (None, None, None) if key is None else tuple(jax.random.split(key, 3))
+    """The keys of a client's order of examples, of its model, and of its seeds; None where it has no key."""
+    if key is None:
+        return None, None, None
+    order_key, model_key, seed_key = jax.random.split(key, 3)
+    return order_key, model_key, seed_key
 
 
 def initial_hparams(optimizer: Optimizer, model: FunctionalModel) -> dict[str, Any]:

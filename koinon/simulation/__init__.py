@@ -4,6 +4,13 @@ from koinon.simulation import baselines, datasets, system, tasks
 from koinon.simulation._client_data import ClientData, FederatedDataset
 from koinon.simulation._files import FilePerUserClientData
 from koinon.simulation._generated import GeneratedClientData
+from koinon.simulation._loop import (
+    EVALUATION_METRICS_PREFIX,
+    EVALUATION_TIME_KEY,
+    ROUND_NUMBER_KEY,
+    TRAINING_TIME_KEY,
+    run_training_process,
+)
 from koinon.simulation._partition import (
     by_key,
     by_label,
@@ -28,6 +35,10 @@ from koinon.simulation._summary import ClientDataSummary
 from koinon.simulation._tasks import Task
 
 __all__ = [
+    "EVALUATION_METRICS_PREFIX",
+    "EVALUATION_TIME_KEY",
+    "ROUND_NUMBER_KEY",
+    "TRAINING_TIME_KEY",
     "ClientData",
     "ClientDataSummary",
     "FederatedDataset",
@@ -51,6 +62,7 @@ __all__ = [
     "iid",
     "linear_sizes",
     "periodic_availability",
+    "run_training_process",
     "save_to_sql_client_data",
     "shards",
     "system",

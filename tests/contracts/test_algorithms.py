@@ -1,4 +1,4 @@
-"""The contract that every federated learning algorithm fulfils; a new one is a row in `tests/contracts/algorithms.py`."""
+"""The contract that every federated learning algorithm fulfils; a new one is a row in `algorithms.py`."""
 
 from __future__ import annotations
 

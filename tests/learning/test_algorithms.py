@@ -126,7 +126,9 @@ def test_a_schedule_gives_each_round_its_rate() -> None:
     assert quadratics.run(process, [client], 3) == pytest.approx(w, rel=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [(0.1, optax.sgd), (lambda t: 0.1, optax.sgd(0.1)), (lambda t: 0.1, lambda rate: 1)])
+@pytest.mark.parametrize(
+    "arguments", [(0.1, optax.sgd), (lambda t: 0.1, optax.sgd(0.1)), (lambda t: 0.1, lambda rate: 1)]
+)
 def test_a_schedule_is_made_of_two_functions(arguments: Any) -> None:
     """A rate instead of a schedule, or an optimizer instead of a builder, is refused when the process is built."""
     with pytest.raises(KoinonTypeError):
@@ -207,7 +209,9 @@ def test_the_server_optimizer_of_an_adaptive_algorithm_has_its_hyperparameters(b
         build(quadratics.model(), optax.sgd(RATE), server_learning_rate=-1.0, batch_size=1)
 
 
-def numpy_k_means(clients: list[np.ndarray], centroids: np.ndarray, rounds: int) -> tuple[np.ndarray, np.ndarray, float]:
+def numpy_k_means(
+    clients: list[np.ndarray], centroids: np.ndarray, rounds: int
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Centroids and their counts after some rounds, and the mean squared distance in the last one."""
     counts, distance = np.ones(len(centroids)), 0.0
     points = np.concatenate(clients)

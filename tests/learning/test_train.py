@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -506,3 +507,58 @@ def test_early_stopping_names_a_metric_that_is_not_there() -> None:
         EarlyStopping("test/acuracy", patience=1)(RoundReport(1, {}, {"test": {"accuracy": 0.5}}, 0.0))
     with pytest.raises(KoinonValueError, match='mode "max" or "min"'):
         EarlyStopping("loss", patience=1, mode="less")
+
+
+def resources() -> dict[str, int]:
+    """What a process must not use more of from round to round."""
+    statm = pathlib.Path("/proc/self/statm")
+    return {
+        "live arrays": len(jax.live_arrays()),
+        "threads": threading.active_count(),
+        "kB": int(statm.read_text().split()[1]) * 4 if statm.exists() else 0,
+    }
+
+
+def train_and_watch(tmp_path: pathlib.Path, process: LearningProcess, data: Any, rounds: int, warm: int) -> Any:
+    """The resources after round `warm` and at the end, and the number of compilations between, cohorts varying."""
+    sample = ko.simulation.build_uniform_sampling_fn(data.client_ids, seed=0)
+    seen = []
+    with contextlib.ExitStack() as stack:
+
+        def watch(report: RoundReport) -> None:
+            if report.round_number == warm:
+                seen.extend([resources(), stack.enter_context(ko.testing.count_compilations())])
+            if report.round_number == rounds:
+                seen.append(resources())
+
+        train(
+            process,
+            data,
+            rounds=rounds,
+            clients_per_round=None,
+            sampler=lambda number: sample(number, 1 + number % 5),
+            evaluate=lambda weights: {"first": weights.trainable[0]},
+            release=[CSVFileReleaseManager(tmp_path / "metrics.csv")],
+            state_manager=FileProgramStateManager(tmp_path / "states"),
+            save_every=5,
+            callbacks=[watch],
+        )
+    return seen
+
+
+def test_rounds_leave_nothing_behind(tmp_path: pathlib.Path, process: LearningProcess, data: Any) -> None:
+    """After the first rounds nothing is compiled, and no array or thread is left over, with cohorts of every size."""
+    before, compilations, after = train_and_watch(tmp_path, process, data, rounds=60, warm=30)
+
+    assert compilations.total == 0
+    assert after["live arrays"] <= before["live arrays"]
+    assert after["threads"] == before["threads"]
+
+
+@pytest.mark.soak
+def test_memory_is_flat(tmp_path: pathlib.Path, process: LearningProcess, data: Any) -> None:
+    """In 10,000 rounds the process grows by less than 20 MB in all, and by less than 1 kB a round after round 500."""
+    before, compilations, after = train_and_watch(tmp_path, process, data, rounds=10_000, warm=500)
+
+    assert compilations.total == 0
+    assert after["kB"] - before["kB"] < 9_500

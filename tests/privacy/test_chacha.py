@@ -44,7 +44,7 @@ def test_no_two_nonces_give_the_same_words():
 
 
 def test_one_bit_of_the_key_changes_half_of_the_bits():
-    """What is drawn with neighbouring keys has nothing in common: the share of equal bits is 1/2 within 5 deviations."""
+    """Streams of neighbouring keys have nothing in common: half of their bits differ, within 5 deviations."""
     key = noise_key(1)
     other = key.copy()
     other[3] ^= 1

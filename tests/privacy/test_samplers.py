@@ -133,7 +133,7 @@ def test_a_skellam_table_has_the_probabilities_that_it_states():
 def test_a_sum_of_tables_is_a_discrete_gaussian():
     """The weights of `x + 256 y`, from their definition, are those of the sum but for a factor of 1 +- 2**-62."""
     variance = Fraction(1281) ** 2
-    (one, first), (step, second) = discrete_gaussian_sampler(variance).parts
+    (one, _), (step, second) = discrete_gaussian_sampler(variance).parts
     inner, outer = Fraction(448**2), (variance - 448**2) / 256**2
     assert (one, step) == (1, 256)
     assert discrete_gaussian_sampler(outer).parts[0][1] is second

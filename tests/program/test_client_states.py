@@ -69,7 +69,8 @@ def test_clients_get_back_what_they_left(backend: str) -> None:
         for _ in range(sum(letter in ids for ids in rounds)):
             expected = visited(expected, jnp.float32(ord(letter) - ord("a")))
         assert bits(store[letter]) == bits(expected)
-    assert repr(store) == f"ClientStateStore({store.type}, {5 if backend == 'local' else 4} of 7 clients have taken part)"
+    count = len({letter for ids in rounds for letter in ids})
+    assert repr(store) == f"ClientStateStore({store.type}, {count} of 7 clients have taken part)"
     assert len(store) == 7
 
 
@@ -124,7 +125,7 @@ def test_no_clients_are_no_rows() -> None:
 
 def test_a_state_of_nothing_can_be_kept() -> None:
     """A struct without fields has no columns."""
-    store = ClientStateStore(ko.jax_computation()(lambda: {}), "ab")
+    store = ClientStateStore(ko.jax_computation()(dict), "ab")
     store.update(["a"], store.rows(["a"]))
 
     assert store["b"] == {}

@@ -1,0 +1,121 @@
+"""The training loop with the arguments and the keys of `tff.simulation.run_training_process`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from koinon._errors import KoinonValueError
+from koinon.learning._stop import StopSignals
+from koinon.program import ProgramStateManager, ReleaseManager
+from koinon.templates import IterativeProcess
+
+ROUND_NUMBER_KEY = "round_number"
+"""The number of the round, among the released metrics."""
+TRAINING_TIME_KEY = "training_time_in_seconds"
+"""How long the training of a round took."""
+EVALUATION_TIME_KEY = "evaluation_time_in_seconds"
+"""How long the evaluation of a round took; released with the prefix of evaluations."""
+EVALUATION_METRICS_PREFIX = "evaluation/"
+"""What the names of the metrics of evaluations begin with."""
+
+
+def run_training_process(
+    training_process: IterativeProcess,
+    training_selection_fn: Callable[[int], Any],
+    total_rounds: int,
+    evaluation_fn: Callable[[Any, Any], Any] | None = None,
+    evaluation_selection_fn: Callable[[int], Any] | None = None,
+    rounds_per_evaluation: int = 1,
+    program_state_manager: ProgramStateManager | None = None,
+    rounds_per_saving_program_state: int = 1,
+    metrics_managers: Iterable[ReleaseManager] | None = None,
+) -> Any:
+    """Runs a process round by round, as `tff.simulation.run_training_process` does; for programs that come from TFF.
+
+    New programs have more of `koinon.learning.programs.train`. In difference to TFF, a program that is resumed goes on
+    with the round after the saved one, and SIGINT or SIGTERM ends the loop after the round, with its state saved and a
+    KeyboardInterrupt.
+
+    Round 0 is that of the initial state: it is evaluated and saved if there is no saved state.
+
+    Args:
+      training_process: `next` takes the state and the data of a cohort, and returns the state and a mapping of metrics.
+      training_selection_fn: takes the number of a round, and returns the data of its cohort.
+      total_rounds: the number of the last round.
+      evaluation_fn: takes the state and the data of a cohort, and returns a mapping of metrics.
+      evaluation_selection_fn: takes the number of a round, and returns the data of the cohort to evaluate with.
+      rounds_per_evaluation: evaluates after the rounds that this divides.
+      program_state_manager: saves the state of the process, and nothing else.
+      rounds_per_saving_program_state: saves after the rounds that this divides.
+      metrics_managers: get the metrics of each round, with `ROUND_NUMBER_KEY` and `TRAINING_TIME_KEY`, and those of
+        evaluations with `EVALUATION_METRICS_PREFIX`.
+
+    Returns:
+      The state after the last round.
+
+    Raises:
+      KoinonValueError: if a number of rounds is not positive, or one of the two functions for evaluation is missing.
+
+    Example:
+      >>> import jax.numpy as jnp, koinon as ko
+      >>> initialize = ko.federated_computation(lambda: ko.federated_value(0.0, ko.SERVER))
+      >>> @ko.federated_computation(ko.types.at_server(jnp.float32), ko.types.at_clients(jnp.float32))
+      ... def next_fn(total, values):
+      ...     total = ko.federated_map(lambda a, b: a + b, (total, ko.federated_sum(values)))
+      ...     return total, {"total": total}
+      >>> process = ko.templates.IterativeProcess(initialize, next_fn)
+      >>> memory = ko.program.MemoryReleaseManager()
+      >>> state = run_training_process(process, lambda round_num: [1.0] * round_num, 3, metrics_managers=[memory])
+      >>> float(state)
+      6.0
+      >>> sorted(memory.values()[3])
+      ['round_number', 'total', 'training_time_in_seconds']
+    """
+    if min(total_rounds, rounds_per_evaluation, rounds_per_saving_program_state) < 1:
+        raise KoinonValueError(
+            "Numbers of rounds are positive.",
+            found=f"total_rounds={total_rounds}, rounds_per_evaluation={rounds_per_evaluation}, "
+            f"rounds_per_saving_program_state={rounds_per_saving_program_state}",
+        )
+    if (evaluation_fn is None) != (evaluation_selection_fn is None):
+        raise KoinonValueError("An evaluation needs both `evaluation_fn` and `evaluation_selection_fn`.")
+    managers = list(metrics_managers or ())
+    initial = training_process.initialize()
+    state, done = None, 0
+    if program_state_manager is not None:
+        state, done = program_state_manager.load_latest(initial)
+    if state is None:
+        state, done = initial, 0
+        if evaluation_fn is not None:
+            _release(managers, _evaluate(evaluation_fn, evaluation_selection_fn, state, 0), 0)
+        if program_state_manager is not None:
+            program_state_manager.save(state, 0)
+    with StopSignals() as stop:
+        for number in range(done + 1, total_rounds + 1):
+            started = time.perf_counter()
+            state, training_metrics = training_process.next(state, training_selection_fn(number))
+            metrics = {**training_metrics, TRAINING_TIME_KEY: time.perf_counter() - started, ROUND_NUMBER_KEY: number}
+            if evaluation_fn is not None and number % rounds_per_evaluation == 0:
+                metrics.update(_evaluate(evaluation_fn, evaluation_selection_fn, state, number))
+            with stop.deferred():
+                _release(managers, metrics, number)
+                is_due = stop.requested or number % rounds_per_saving_program_state == 0
+                if program_state_manager is not None and is_due:
+                    program_state_manager.save(state, number)
+            if stop.requested:
+                raise KeyboardInterrupt(f"Stopped after round {number} of {total_rounds}.")
+    return state
+
+
+def _evaluate(evaluation_fn: Any, evaluation_selection_fn: Any, state: Any, number: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    metrics = evaluation_fn(state, evaluation_selection_fn(number))
+    timed = {**metrics, EVALUATION_TIME_KEY: time.perf_counter() - started}
+    return {EVALUATION_METRICS_PREFIX + name: value for name, value in timed.items()}
+
+
+def _release(managers: list[ReleaseManager], metrics: dict[str, Any], number: int) -> None:
+    for manager in managers:
+        manager.release(metrics, number)
