@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	if $$python -c '$(ACCEPTED)' 2>/dev/null; then echo $$python; break; fi; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-JOBS ?= 0
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -100,7 +100,8 @@ def count_compilations() -> Iterator[CompilationCount]:
     """
     count = CompilationCount()
 
-    def listen(event: str, _duration: float, **_parts: Any) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs, kwargs
         if event == _COMPILED:
             count.total += 1
 

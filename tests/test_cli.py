@@ -6,6 +6,7 @@ import csv
 import html.parser
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -218,6 +219,18 @@ def test_a_run_can_be_extended(finished: Any, task_file: str, tmp_path: pathlib.
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["rounds"] == ROUNDS
     again = call("run", task_file, "--out", tmp_path / "a", "--resume")
     assert (again.exit_code, again.output.splitlines()[-2]) == (0, "all 12 rounds were done")
+
+
+def test_another_version_is_mentioned(task_file: str, tmp_path: pathlib.Path) -> None:
+    """A run may be resumed with another JAX, whose bits need not be the same; so this is said."""
+    out = tmp_path / "a"
+    call("run", task_file, "--out", out, "--rounds", 1)
+    config = out / "config.toml"
+    config.write_text(re.sub('jax = ".*"', 'jax = "0.9.9"', config.read_text()), encoding="utf-8")
+    result = call("run", task_file, "--out", out, "--resume", "--rounds", 2)
+
+    assert result.exit_code == 0
+    assert "Note: the run was started with jax 0.9.9; what follows may differ" in result.output
 
 
 def test_a_configuration_runs_again(finished: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,10 @@ def _print_heading(
         "",
         f"run folder: {folder.path}",
     ]
+    changed = {name: now for name, now in current_versions().items() if now != config.versions.get(name, now)}
+    if changed:
+        began = ", ".join(f"{name} {config.versions[name]}" for name in changed)
+        lines.append(f"Note: the run was started with {began}; what follows may differ in the last bits.")
     for line in lines:
         console.print(line)
 

@@ -131,8 +131,14 @@ def dp_aggregator(
             found="`noise_multiplier` and `epsilon` or `rounds`",
         )
     budget = None if delta is None else PrivacyBudget(delta, sampling)
+    # Where the cohort is small for so much noise, a twentieth of it would not hide who was clipped.
+    is_small = isinstance(noise_multiplier, float) and noise_multiplier > 0.05 * clients_per_round
     factory = DifferentiallyPrivateFactory.gaussian_adaptive(
-        noise_multiplier, clients_per_round, seed=seed, budget=budget
+        noise_multiplier,
+        clients_per_round,
+        clipped_count_stddev=noise_multiplier if is_small else None,
+        seed=seed,
+        budget=budget,
     )
     if not zeroing:
         return factory

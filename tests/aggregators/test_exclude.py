@@ -9,9 +9,7 @@ import pytest
 from koinon.aggregators import (
     MeanFactory,
     PrivateQuantileEstimationProcess,
-    SumFactory,
     UnweightedMeanFactory,
-    as_weighted_aggregator,
     clipping_factory,
     excluding_non_finite_factory,
     zeroing_factory,
@@ -78,9 +76,7 @@ def test_the_type_has_one_measurement_more():
     )
 
 
-def test_the_inner_aggregation_has_weights_and_names():
+def test_the_inner_aggregation_has_weights():
     """An unweighted one cannot leave a client out."""
     with pytest.raises(TypeError, match="must be weighted"):
         excluding_non_finite_factory(UnweightedMeanFactory())
-    with pytest.raises(TypeError, match="must have names"):
-        excluding_non_finite_factory(as_weighted_aggregator(SumFactory())).create(VECTOR, FLOAT)

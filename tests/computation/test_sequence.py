@@ -155,7 +155,7 @@ def _nest(type_: Any, leaves: list[Any], count: int) -> list[Any]:
     return leaves.pop(0)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(_pipelines)
 def test_any_chain_of_methods_does_what_it_does_to_a_list(pipeline: list[Operation]) -> None:
     """Rows, scans and folds of a derived sequence, for clients of none, one, and several examples, under jit."""

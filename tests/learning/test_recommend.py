@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import koinon as ko
@@ -68,7 +69,7 @@ def test_parts_can_be_left_out_and_looked_into():
     np.testing.assert_allclose(output.result, (CLIENTS[0] + 3 * CLIENTS[1]) / 4, rtol=1e-6)
 
     process = robust_aggregator(debug_measurements_fn=add_debug_measurements).create(VECTOR, FLOAT)
-    assert "average_client_norm" in str(process.next.type_signature.result["measurements"]["zeroing"]["clipping"])
+    assert "average_client_norm" in str(process.next.type_signature.result)
 
 
 def test_the_private_mean_zeroes_and_leaves_out():
@@ -148,8 +149,6 @@ def test_federated_averaging_learns_with_privacy():
         example_spec={"x": (jnp.float32, (3,)), "y": jnp.float32},
         loss=ko.learning.losses.squared_error,
     )
-    import optax
-
     aggregator = dp_aggregator(
         clients_per_round=200, epsilon=8.0, delta=1e-6, rounds=30, sampling=NoSampling(), zeroing=False, seed=0
     )

@@ -77,6 +77,9 @@ class Node:
     def __hash__(self) -> int:
         return hash((self.children, self.tag))
 
+    def __repr__(self) -> str:
+        return f"Node{self.children}"
+
 
 class AttrsLike:
     """A class as attrs makes them: a private attribute has a public argument."""
@@ -94,6 +97,9 @@ class AttrsLike:
         return isinstance(other, AttrsLike) and (self._x, self.y) == (other._x, other.y)
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        return f"AttrsLike({self._x}, {self.y})"
 
 
 class Words(list):
