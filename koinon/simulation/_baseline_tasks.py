@@ -138,7 +138,7 @@ def cifar10(
     Raises:
       KoinonValueError: if there is no such model, or a file of `folder` cannot be read.
     """
-    return _cifar("cifar10", 10, seed, folder, model, num_clients, crop=None, rounds=1500)
+    return _cifar("cifar10", 10, seed, folder, model, num_clients, crop=None, learning_rate=0.1, rounds=1500)
 
 
 def cifar100(
@@ -161,7 +161,7 @@ def cifar100(
     References:
       Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
     """
-    return _cifar("cifar100", 100, seed, folder, model, num_clients, crop=24, rounds=4000)
+    return _cifar("cifar100", 100, seed, folder, model, num_clients, crop=24, learning_rate=0.3, rounds=4000)
 
 
 def shakespeare(seed: int = 0, *, folder: str | os.PathLike[str] | None = None, num_clients: int = 50) -> Task:
@@ -239,6 +239,7 @@ def _cifar(
     num_clients: int,
     *,
     crop: int | None,
+    learning_rate: float,
     rounds: int,
 ) -> Task:
     if folder is None:
@@ -257,7 +258,7 @@ def _cifar(
         model,
         num_classes,
         seed,
-        hyperparameters={"client_learning_rate": 0.1, "batch_size": 20},
+        hyperparameters={"client_learning_rate": learning_rate, "batch_size": 20},
         rounds=200 if folder is None else rounds,
         description=f"{f'synthetic images like {name}' if folder is None else name}, {model}",
     )

@@ -36,7 +36,7 @@ def all_normals(deviation):
     return np.asarray(jnp.float32(deviation) * (np.float32(math.sqrt(2)) * jax.lax.erf_inv(jnp.maximum(low, uniform))))
 
 
-@pytest.mark.parametrize("deviation", [1.0, 4.0])
+@pytest.mark.parametrize("deviation", [1.0, pytest.param(4.0, marks=pytest.mark.soak)])
 def test_float_noise_gives_most_clients_away(deviation):
     """Of sums with a contribution of 1, more than 80 percent have a bit pattern that no sum without it has."""
     normals = all_normals(deviation)
@@ -46,7 +46,7 @@ def test_float_noise_gives_most_clients_away(deviation):
     assert impossible_share(1.0 + drawn, normals) > 0.8
 
 
-@pytest.mark.parametrize("deviation", [1, 4])
+@pytest.mark.parametrize("deviation", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_grid_noise_gives_nobody_away(deviation):
     """Every sum with a contribution can be drawn without it too: none of a million is impossible."""
     drawn = grid_noise(deviation, 0)
@@ -56,7 +56,7 @@ def test_grid_noise_gives_nobody_away(deviation):
     assert impossible_share(drawn + UNITS, possible) == 0.0
 
 
-@pytest.mark.parametrize("deviation", [1, 2, 4])
+@pytest.mark.parametrize("deviation", [1, *(pytest.param(d, marks=pytest.mark.soak) for d in (2, 4))])
 def test_a_scalar_audit_does_not_refute_the_noise_and_refutes_half_of_it(deviation):
     """The lower bound at delta 1e-5 is below the claim, and not far; with half of the noise it is above."""
     claim = gaussian_epsilon((0.0, deviation), (1.0, deviation), 1e-5)

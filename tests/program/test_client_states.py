@@ -125,7 +125,12 @@ def test_no_clients_are_no_rows() -> None:
 
 def test_a_state_of_nothing_can_be_kept() -> None:
     """A struct without fields has no columns."""
-    store = ClientStateStore(ko.jax_computation()(dict), "ab")
+
+    @ko.jax_computation
+    def nothing() -> Any:
+        return {}
+
+    store = ClientStateStore(nothing, "ab")
     store.update(["a"], store.rows(["a"]))
 
     assert store["b"] == {}
