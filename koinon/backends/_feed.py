@@ -112,6 +112,7 @@ class ClientsFeeder:
         self.type = type_
         self.path = path
         self._known_element: Type | None = None
+        self._known_rows: Type | None = None
 
     def count(self, value: Any) -> int:
         """The number of clients of an argument."""
@@ -135,7 +136,9 @@ class ClientsFeeder:
             return [(value.packed.on_device(room), np.pad(value.offsets, padding), np.pad(value.lengths, padding))]
         leaves: list[Any] = []
         if isinstance(value, ClientRows):
-            clients_values(self.type, value, self.path)
+            if value.type is not self._known_rows:
+                clients_values(self.type, value, self.path)
+                self._known_rows = value.type
             return [_with_capacity(leaf, capacity) for leaf in value.leaves]
         _stack(self.type.member, list(value), self.path, capacity, room, leaves)
         return leaves

@@ -6,6 +6,7 @@ the cohort of a round is two small vectors of integers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -144,6 +145,11 @@ class Cohort:
         return f"Cohort({len(self)} of {self.packed.num_clients} clients, {int(self.lengths.sum())} examples)"
 
 
+@functools.lru_cache(maxsize=256)
+def _leaves_of(type_: Type) -> list[tuple[Any, tuple[int | None, ...]]]:
+    return [(leaf.dtype, leaf.shape or ()) for leaf in leaf_types(type_)]
+
+
 class ClientRows:
     """The values of some clients, stacked: what a computation takes for, and gives for, `{T}@CLIENTS`.
 
@@ -154,12 +160,36 @@ class ClientRows:
       type: the type of one client's value, made of tensors.
       leaves: one array per leaf of `type`, in the order of its fields, with the leading dimension `[clients]` or more.
       count: the number of clients.
+
+    Raises:
+      KoinonTypeError: if the leaves are not those of the type.
+      CardinalityError: if a leaf has fewer rows than there are clients.
     """
 
     def __init__(self, type_: Type, leaves: Sequence[Any], count: int) -> None:
         self.type = type_
         self.leaves = tuple(leaves)
         self.count = count
+        expected = _leaves_of(type_)
+        if len(expected) != len(self.leaves):
+            raise KoinonTypeError(
+                "Rows of clients have one array for each leaf of a value.",
+                expected=f"{len(expected)} arrays, for {type_}",
+                found=f"{len(self.leaves)} arrays",
+            )
+        for (dtype, shape), leaf in zip(expected, self.leaves, strict=True):
+            if leaf.dtype != dtype or (leaf.shape[1:] != shape and None not in shape):
+                raise KoinonTypeError(
+                    "An array of rows of clients has another dtype or shape than its leaf.",
+                    expected=TensorType(dtype, (None, *shape)),
+                    found=TensorType(leaf.dtype, leaf.shape),
+                )
+            if leaf.shape[0] < count:
+                raise CardinalityError(
+                    "An array of rows of clients has fewer rows than there are clients.",
+                    expected=f"{count} rows",
+                    found=f"{leaf.shape[0]} rows",
+                )
 
     def __len__(self) -> int:
         return self.count

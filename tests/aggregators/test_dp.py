@@ -326,7 +326,7 @@ def dp_accounting():
 
 def event_of(name):
     """The event of four rounds."""
-    process = process_of(name, 0.7)
+    process = process_of(name)
     state = process.initialize()
     for _ in range(4):
         state = process.next(state, CLIENTS).state
@@ -337,27 +337,26 @@ def event_of(name):
 def test_the_event_is_the_noise_that_was_added(name):
     """Exactly: the deviation of what the sampler drew, over what a client can change."""
     package = dp_accounting()
-    up = at_least(0.7)
     tree = package.SingleEpochTreeAggregationDpEvent
     event = event_of(name)
     match name:
         case "fixed" | "float":
-            assert event == package.GaussianDpEvent(up)
+            assert event == package.GaussianDpEvent(0.5)
         case "local":
-            assert event == package.GaussianDpEvent(up / 2)
+            assert event == package.GaussianDpEvent(0.25)
         case "tree":
-            assert event == package.ComposedDpEvent([tree(up, 4)])
+            assert event == package.ComposedDpEvent([tree(0.5, 4)])
         case "banded":
-            assert event == package.SelfComposedDpEvent(package.GaussianDpEvent(up), 2)
+            assert event == package.SelfComposedDpEvent(package.GaussianDpEvent(0.5), 2)
         case "adaptive":
-            values, count = split_noise(0.7, 3.0, 0.7)
+            values, count = split_noise(0.5, 3.0, 0.5)
             expected = [package.GaussianDpEvent(at_least(z)) for z in (values, 2 * count)]
             assert event == package.ComposedDpEvent(expected)
         case "tree_adaptive":
             assert [part.step_counts for part in event.events] == [2, 2]
-            assert event.events[0].noise_multiplier == pytest.approx(0.7, rel=1e-6)
+            assert event.events[0].noise_multiplier == pytest.approx(0.5, rel=1e-6)
         case _:
-            assert event.rho == pytest.approx(0.5 / 0.7**2, rel=1e-5)
+            assert event.rho == pytest.approx(0.5 / 0.5**2, rel=1e-5)
             assert 0.0 < event.xi < 1e-5 or name == "distributed_gaussian"
 
 

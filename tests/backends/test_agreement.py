@@ -15,7 +15,7 @@ import pytest
 
 import koinon as ko
 from koinon.backends import LocalBackend
-from koinon.computation import Backend
+from koinon.computation import Backend, ClientRows
 from koinon.computation._evaluate import own_form
 from koinon.types import CLIENTS, SERVER, FederatedType, SequenceType, TensorType, Type, at_clients, at_server
 from tests.programs import random_program
@@ -351,17 +351,26 @@ EXAMPLE = ko.to_type({"x": (np.float32, (2,)), "y": np.int32})
 
 @fed(at_clients(SequenceType(EXAMPLE)), at_server(np.float32))
 def epochs(data: Any, rate: Any) -> Any:
-    """Shuffled epochs of partial batches, a scan, and the data as they came."""
+    """Epochs of partial batches, a scan, and the data as they came."""
 
     def work(s: Any, rate: Any) -> Any:
-        key = jax.random.key(9)
-        batches = s.repeat(2, lambda e, t: t.shuffle(jax.random.fold_in(key, e)).batch(3))
+        batches = s.repeat(2, lambda epoch, t: t.map(lambda e: {"x": e["x"] + epoch, "y": e["y"]}).batch(3))
         w = batches.reduce(jnp.ones(2), lambda w, b: w + rate * jnp.tanh((b.examples["x"] * b.mask[:, None]).sum(0)))
-        order = batches.reduce(jnp.int32(0), lambda c, b: c * 31 + (b.examples["y"] * b.mask).sum())
-        return w, order, s.length, s.scan(0, lambda c, e: (c + 1, e["y"] - c))[1]
+        return w, s.length, s.scan(0, lambda c, e: (c + 1, e["y"] - c))[1]
 
     result = ko.federated_map(work, (data, ko.federated_broadcast(rate)))
-    return ko.federated_sum(result[0]), result[1], ko.federated_sum(result[2]), result[3], data
+    return ko.federated_sum(result[0]), ko.federated_sum(result[1]), result[2], data
+
+
+@fed(at_clients(SequenceType(EXAMPLE)))
+def shuffled(data: Any) -> Any:
+    """A number that depends on the order in which a client meets its examples."""
+
+    def order(s: Any) -> Any:
+        batches = s.shuffle(jax.random.key(9)).batch(2)
+        return batches.reduce(jnp.int32(0), lambda c, b: c * 31 + (b.examples["y"] * b.mask * jnp.array([1, 7])).sum())
+
+    return ko.federated_map(order, data)
 
 
 def _clients(lengths: list[int]) -> list[dict[str, np.ndarray]]:
@@ -381,12 +390,18 @@ def test_a_cohort_is_the_lists_of_its_clients() -> None:
     """Cohorts, columns and lists of examples give the same on both engines, whatever the sizes."""
     clients = _clients([4, 0, 1, 4])
     packed = _packed(clients)
-    for indices in ([0, 1, 2, 3], [3, 3], []):
-        chosen = [clients[i] for i in indices]
-        expected = check(epochs, ko.Cohort(packed, np.array(indices, np.int32)), 0.1)
-        assert_agree(run_on("local", epochs, chosen, 0.1), expected)
-        examples = [[{"x": x, "y": int(y)} for x, y in zip(c["x"], c["y"], strict=True)] for c in chosen]
-        assert_agree(run_on("local", epochs, examples, 0.1), expected)
+    expected = check(epochs, ko.Cohort(packed, np.arange(4)), 0.1)
+    assert_agree(run_on("local", epochs, clients, 0.1), expected)
+    examples = [[{"x": x, "y": int(y)} for x, y in zip(c["x"], c["y"], strict=True)] for c in clients]
+    assert_agree(run_on("local", epochs, examples, 0.1), expected)
+    for indices in ([3, 3, 0], []):
+        check(epochs, ko.Cohort(packed, np.array(indices, np.int32)), 0.1)
+
+
+def test_a_shuffle_is_the_same_on_both_engines() -> None:
+    """The order is that of the key, not of the engine."""
+    orders = check(shuffled, ko.Cohort(_packed(_clients([5, 0, 1, 5])), np.arange(4)))
+    assert int(orders[1]) == 0
 
 
 def test_cohorts_and_values_side_by_side() -> None:
@@ -396,6 +411,25 @@ def test_cohorts_and_values_side_by_side() -> None:
     )
     packed = _packed(_clients([4, 0, 1]))
     assert [int(x) for x in check(comp, ko.Cohort(packed, np.array([2, 0])), [5, 6])] == [105, 406]
+
+
+def test_stacked_values_of_clients_come_back_stacked() -> None:
+    """State that clients keep: rows in, rows out, for any number of clients, keys among their leaves."""
+    state = ko.to_type({"n": np.int32, "k": KEY, "w": (np.float32, (2,))})
+    comp = fed(at_clients(state), INT)(
+        lambda s, v: (
+            ko.federated_map(lambda s, v: {"n": s["n"] + v, "k": jax.random.fold_in(s["k"], 1), "w": -s["w"]}, (s, v)),
+            ko.federated_sum(ko.federated_map(lambda s: s["w"], s)),
+        )
+    )
+    for count in (0, 1, 3):
+        keys = jax.random.split(jax.random.key(0), 4)
+        leaves = [np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.int32), keys]
+        rows = ClientRows(state, [leaves[{"w": 0, "n": 1, "k": 2}[name]] for name in sorted("knw")], count)
+        results = [run_on(backend, comp, rows, list(range(count))) for backend in ("reference", "local")]
+        assert all(isinstance(new, ClientRows) and len(new) == count for new, _ in results)
+        assert_agree([*results[1][0]], [*results[0][0]])
+        assert_agree(results[1][1], results[0][1])
 
 
 # --- containers ------------------------------------------------------------------------------------------------------

@@ -120,7 +120,9 @@ def test_the_examples_of_a_cohort_may_be_keys(backend: str) -> None:
 
 def test_stacked_values_of_clients_are_read_one_by_one() -> None:
     """`ClientRows` count, iterate and index like a list, in the containers of the type."""
-    rows = ClientRows(ko.to_type({"a": np.int32, "b": np.float32}), [np.arange(4), np.ones(4)], 3)
+    rows = ClientRows(
+        ko.to_type({"a": np.int32, "b": np.float32}), [np.arange(4, dtype=np.int32), np.ones(4, np.float32)], 3
+    )
     assert len(rows) == 3
     assert [int(row["a"]) for row in rows] == [0, 1, 2]
     assert int(rows[-1]["a"]) == 2
@@ -128,3 +130,18 @@ def test_stacked_values_of_clients_are_read_one_by_one() -> None:
     for index in (3, -4):
         with pytest.raises(IndexError, match="there are 3 clients"):
             rows[index]
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ([np.zeros(3, np.int32)], "one array for each leaf"),
+        ([np.zeros(3, np.float32), np.zeros((3, 2), np.float32)], "another dtype or shape"),
+        ([np.zeros(3, np.int32), np.zeros((3, 1), np.float32)], "another dtype or shape"),
+        ([np.zeros(3, np.int32), np.zeros((2, 2), np.float32)], "fewer rows than there are clients"),
+    ],
+)
+def test_stacked_values_have_the_declared_type(leaves: Any, message: str) -> None:
+    """A wrong count, dtype, shape or number of rows is found when the rows are made."""
+    with pytest.raises((KoinonTypeError, CardinalityError), match=message):
+        ClientRows(ko.to_type({"a": np.int32, "b": (np.float32, (2,))}), leaves, 3)

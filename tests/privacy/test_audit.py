@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from fractions import Fraction
 
@@ -71,21 +70,19 @@ def test_a_scalar_audit_does_not_refute_the_noise_and_refutes_half_of_it(deviati
 
 def canary_run(noise_multiplier, seed, dimensions, canaries=300):
     """The cosines of random unit vectors with their sum on the grid and noise."""
-    key = jax.random.key(seed)
     units = 2**16
+    sampler = discrete_gaussian_sampler((Fraction(noise_multiplier) * units) ** 2)
 
     @jax.jit
-    def unit(number):
-        vector = jax.random.normal(jax.random.fold_in(key, number), (dimensions,))
-        return vector / jnp.linalg.norm(vector)
+    def cosines(key):
+        vectors = jax.random.normal(jax.random.key(seed), (canaries, dimensions))
+        vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
+        total = jax.lax.map(lambda vector: to_grid(vector, 1.0, units).value, vectors, batch_size=50).sum(axis=0)
+        words = random_words(key, (0, 0, 0), sampler.words * dimensions)
+        released = (total + sampler(words.reshape(sampler.words, dimensions))).astype(jnp.float32)
+        return vectors @ (released / jnp.linalg.norm(released))
 
-    add = jax.jit(lambda total, number: total + to_grid(unit(number), 1.0, units).value)
-    total = functools.reduce(add, range(canaries), jnp.zeros(dimensions, jnp.int32))
-    sampler = discrete_gaussian_sampler((Fraction(noise_multiplier) * units) ** 2)
-    words = random_words(jnp.asarray(noise_key(seed)), (0, 0, 0), sampler.words * dimensions)
-    released = (total + sampler(words.reshape(sampler.words, dimensions))).astype(jnp.float32)
-    released = released / jnp.linalg.norm(released)
-    return np.array([float(unit(number) @ released) for number in range(canaries)])
+    return np.asarray(cosines(jnp.asarray(noise_key(seed))))
 
 
 def check_canaries(epsilon, dimensions):
