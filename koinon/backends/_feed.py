@@ -146,7 +146,7 @@ class ClientsFeeder:
 
 def _with_capacity(leaf: Any, capacity: int) -> Any:
     missing = capacity - leaf.shape[0]
-    return leaf if missing <= 0 else jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)])
+    return leaf if missing <= 0 else jnp.concatenate([leaf, jnp.empty((missing, *leaf.shape[1:]), leaf.dtype)])
 
 
 def _stack(type_: Type, values: list[Any], path: str, capacity: int, room: int, leaves: list[Any]) -> None:

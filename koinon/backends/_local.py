@@ -35,6 +35,7 @@ from koinon.types import (
     StructType,
     Type,
     contains_federated_types,
+    is_structure_of_tensors,
     to_container,
 )
 
@@ -353,7 +354,7 @@ class Executable:
             arguments = [planned.index for _, planned in self._clients]
             if value.index in arguments:
                 place = arguments.index(value.index)
-                return lambda leaves, count, given: _as_given(type_, given[place])
+                return lambda leaves, count, given: _as_given(type_, given[place], given)
             self._results.append((type_.member, value))
             return lambda leaves, count, given: _client_results(type_.member, leaves, count, given)
         member = type_.member if isinstance(type_, FederatedType) else type_
@@ -414,11 +415,17 @@ def _lengths(clients: list[Any]) -> np.ndarray | None:
 def _client_results(type_: Type, leaves: Any, count: int, given: list[Any]) -> list[Any] | ClientRows:
     """Each client's result, from stacked leaves; where rows were given, rows come back."""
     stacked = list(itertools.islice(leaves, len(leaf_types(type_))))
-    if any(map(isinstance, given, itertools.repeat(ClientRows))):
+    if _has_rows(given) and is_structure_of_tensors(type_):
         return ClientRows(type_, stacked, count)
     return [result_to_user(type_, unflatten(type_, [leaf[i] for leaf in stacked])) for i in range(count)]
 
 
-def _as_given(type_: FederatedType, value: Any) -> list[Any] | ClientRows:
+def _as_given(type_: FederatedType, value: Any, given: list[Any]) -> list[Any] | ClientRows:
     """The clients' arguments, where they are the result unchanged."""
-    return value if isinstance(value, ClientRows) else ReferenceBackend().pass_through(type_, value)
+    if isinstance(value, ClientRows):
+        return value
+    return ReferenceBackend().pass_through(type_, value, as_rows=_has_rows(given))
+
+
+def _has_rows(given: list[Any]) -> bool:
+    return any(map(isinstance, given, itertools.repeat(ClientRows)))

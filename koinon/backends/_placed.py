@@ -12,10 +12,19 @@ import numpy as np
 from koinon.backends._results import result_to_user
 from koinon.computation import ClientRows, Cohort
 from koinon.computation._arguments import Unpacked
+from koinon.computation._evaluate import tensor_types
 from koinon.computation._flat import flatten
 from koinon.computation._sequence import Sequence
 from koinon.computation._transfer import clients_values, fields_of, local_value, packed_view
-from koinon.types import CLIENTS, FederatedType, SequenceType, StructType, Type, contains_federated_types
+from koinon.types import (
+    CLIENTS,
+    FederatedType,
+    SequenceType,
+    StructType,
+    Type,
+    contains_federated_types,
+    is_structure_of_tensors,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,11 +89,17 @@ def has_rows(argument: Any) -> bool:
     )
 
 
+def _rows_of(type_: Type, values: list[Any]) -> ClientRows:
+    if not values:
+        return ClientRows(type_, [jnp.empty((0, *leaf.shape), leaf.dtype) for leaf in tensor_types(type_)], 0)
+    columns = zip(*[flatten(type_, value) for value in values], strict=True)
+    return ClientRows(type_, [jnp.stack(column) for column in columns], len(values))
+
+
 def leave(type_: FederatedType, value: Any, *, as_rows: bool = False) -> Any:
     """A placed result as a user sees it; `as_rows` gives clients' values stacked."""
     if isinstance(value, AtClients):
-        if as_rows:
-            columns = zip(*[flatten(type_.member, element) for element in value.values], strict=True)
-            return ClientRows(type_.member, [jnp.stack(column) for column in columns], len(value.values))
+        if as_rows and is_structure_of_tensors(type_.member):
+            return _rows_of(type_.member, value.values)
         return [result_to_user(type_.member, element) for element in value.values]
     return result_to_user(type_.member, value.value)

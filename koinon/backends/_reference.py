@@ -54,9 +54,9 @@ class ReferenceBackend:
         interpreter = Interpreter(counts, self.default_num_clients, as_rows=has_rows(argument))
         return interpreter.call(type_, interpreter.evaluator.evaluate(computation.expression, {}), value)
 
-    def pass_through(self, type_: FederatedType, value: Any) -> list[Any]:
-        """The values of clients as they come back where nothing is done to them."""
-        return leave(type_, enter(type_, value, "", []))
+    def pass_through(self, type_: FederatedType, value: Any, *, as_rows: bool = False) -> Any:
+        """The values of clients as they come back where nothing is done to them; `as_rows` gives them stacked."""
+        return leave(type_, enter(type_, value, "", []), as_rows=as_rows)
 
 
 class Interpreter:

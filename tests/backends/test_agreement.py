@@ -419,6 +419,7 @@ def test_stacked_values_of_clients_come_back_stacked() -> None:
     comp = fed(at_clients(state), INT)(
         lambda s, v: (
             ko.federated_map(lambda s, v: {"n": s["n"] + v, "k": jax.random.fold_in(s["k"], 1), "w": -s["w"]}, (s, v)),
+            v,
             ko.federated_sum(ko.federated_map(lambda s: s["w"], s)),
         )
     )
@@ -427,9 +428,16 @@ def test_stacked_values_of_clients_come_back_stacked() -> None:
         leaves = [np.arange(8, dtype=np.float32).reshape(4, 2), np.arange(4, dtype=np.int32), keys]
         rows = ClientRows(state, [leaves[{"w": 0, "n": 1, "k": 2}[name]] for name in sorted("knw")], count)
         results = [run_on(backend, comp, rows, list(range(count))) for backend in ("reference", "local")]
-        assert all(isinstance(new, ClientRows) and len(new) == count for new, _ in results)
-        assert_agree([*results[1][0]], [*results[0][0]])
-        assert_agree(results[1][1], results[0][1])
+        for stacked in (*results[0][:2], *results[1][:2]):
+            assert isinstance(stacked, ClientRows)
+            assert len(stacked) == count
+        assert_agree(_lists(results[1]), _lists(results[0]))
+
+
+def _lists(results: Any) -> Any:
+    """Each client's value on its own, as arrays of JAX."""
+    *rows, total = results
+    return [[jax.tree.map(jnp.asarray, value) for value in stacked] for stacked in rows], total
 
 
 # --- containers ------------------------------------------------------------------------------------------------------
