@@ -1,4 +1,4 @@
-"""The models of the workloads as plain functions of JAX, for every contestant that takes such: `(weights, x) -> logits`."""
+"""The models of the workloads as plain functions of JAX, `(weights, x) -> logits`, for whoever takes such."""
 
 from __future__ import annotations
 

@@ -356,11 +356,19 @@ class Executable:
                 place = arguments.index(value.index)
                 return lambda leaves, count, given: _as_given(type_, given[place], given)
             self._results.append((type_.member, value))
-            return lambda leaves, count, given: _client_results(type_.member, leaves, count, given)
-        member = type_.member if isinstance(type_, FederatedType) else type_
-        self._results.append((member, value))
-        build, size = result_builder(member), len(leaf_types(member))
-        return lambda leaves, count, given: build(list(itertools.islice(leaves, size)))
+            member, size, stacks = type_.member, len(leaf_types(type_.member)), is_structure_of_tensors(type_.member)
+
+            def build_clients(leaves: Any, count: int, given: list[Any]) -> list[Any] | ClientRows:
+                stacked = list(itertools.islice(leaves, size))
+                if stacks and _has_rows(given):
+                    return ClientRows(member, stacked, count)
+                return _each_client(member, stacked, count)
+
+            return build_clients
+        local_type = type_.member if isinstance(type_, FederatedType) else type_
+        self._results.append((local_type, value))
+        build, length = result_builder(local_type), len(leaf_types(local_type))
+        return lambda leaves, count, given: build(list(itertools.islice(leaves, length)))
 
     def _raise_flags(self, flags: dict[str, Any]) -> None:
         for name, raised in flags.items():
@@ -412,11 +420,8 @@ def _lengths(clients: list[Any]) -> np.ndarray | None:
     return None
 
 
-def _client_results(type_: Type, leaves: Any, count: int, given: list[Any]) -> list[Any] | ClientRows:
-    """Each client's result, from stacked leaves; where rows were given, rows come back."""
-    stacked = list(itertools.islice(leaves, len(leaf_types(type_))))
-    if _has_rows(given) and is_structure_of_tensors(type_):
-        return ClientRows(type_, stacked, count)
+def _each_client(type_: Type, stacked: list[Any], count: int) -> list[Any]:
+    """Each client's result, from stacked leaves."""
     return [result_to_user(type_, unflatten(type_, [leaf[i] for leaf in stacked])) for i in range(count)]
 
 

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from koinon._jax import scan_counts
 from koinon._errors import NotCompilableError
+from koinon._jax import scan_counts
 from koinon.compiler._steps import PlanValue
 from koinon.computation import INTRINSICS
 from koinon.computation import _ir as ir

@@ -69,7 +69,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.count = 0
-        handlers: Mapping[str, Handler] = {name: self._operator for name in INTRINSICS}
+        handlers: Mapping[str, Handler] = dict.fromkeys(INTRINSICS, self._operator)
         self.evaluator = Evaluator(handlers, self._local)
 
     def record(self, computation: Computation) -> Plan:
@@ -112,7 +112,9 @@ class _Recorder:
         else:
             placement = SERVER
         if isinstance(result_type, StructType) and contains_federated_types(result_type):
-            raise NotCompilableError(f"The operator {node.name} makes several placed values at once.", found=result_type)
+            raise NotCompilableError(
+                f"The operator {node.name} makes several placed values at once.", found=result_type
+            )
         output = self._values_of(result_type, phase + aggregates)
         self.steps.append(Step(node.name, node, argument, output, phase, placement))
         return output

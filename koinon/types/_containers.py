@@ -113,7 +113,7 @@ def take_apart(value: object) -> Parts | None:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return Parts(list(type(value)._fields), list(value), type(value))  # pyright: ignore[reportAttributeAccessIssue]
     if type(value) is list or type(value) is tuple:
-        return Parts(None, list(value), type(value))  # pyright: ignore[reportArgumentType]
+        return Parts(None, list(value), type(value))
     if type(value) is dict or type(value) is collections.OrderedDict:
         return _take_mapping_apart(value)
     if isinstance(value, type):

@@ -119,7 +119,7 @@ def test_a_warm_round_compiles_nothing_and_runs_little_python(name: str) -> None
 
     assert compiled.total == 0
     assert counts[2] == counts[4]
-    assert counts[4].total <= (MAX_FRAMES if run.clients is None else MAX_FRAMES_WITH_CLIENT_STATES)
+    assert counts[4].total <= MAX_FRAMES
     assert counts[4].deepest <= MAX_DEPTH
 
 
