@@ -20,7 +20,7 @@ COUNTS_EVERYONE = "unweighted_fed_avg"
 # Each position of a cohort has a key of its own, which decides the order of a client's examples.
 SHUFFLES = "weighted_fed_avg"
 # Rows of client states are checked at each call.
-MAX_FRAMES, MAX_FRAMES_WITH_CLIENT_STATES, MAX_DEPTH = 60, 80, 12
+MAX_FRAMES, MAX_DEPTH = 60, 12
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
