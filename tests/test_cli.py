@@ -457,6 +457,26 @@ def test_the_tasks_are_listed() -> None:
     assert "andwritten digits" in lines["digits"]
 
 
+def test_a_computation_in_a_file_is_shown(tmp_path: pathlib.Path) -> None:
+    """`koinon show FILE` prints the type, the plan and the privacy report of a serialized computation."""
+    mean = ko.federated_computation(ko.types.at_clients(np.float32))(lambda values: ko.federated_mean(values))
+    file = tmp_path / "mean.koinon"
+    file.write_bytes(ko.compiler.serialize(mean))
+
+    shown = CliRunner().invoke(app, ["show", str(file)])
+
+    assert shown.exit_code == 0, shown.output
+    assert "({float32}@CLIENTS -> float32@SERVER)" in shown.output
+    assert "mean(argument)  [plain]" in shown.output
+    assert "1 of 1 not protected by differential privacy." in shown.output
+
+    file.write_bytes(file.read_bytes()[:-1])
+    refused = CliRunner().invoke(app, ["show", str(file)])
+
+    assert refused.exit_code == 1
+    assert "truncated" in refused.output
+
+
 def test_a_task_is_shown(task_file: str) -> None:
     """Its data, hyperparameters, process, plan, and what the compiler reports of a round."""
     result = call("show", task_file)

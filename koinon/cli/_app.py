@@ -113,9 +113,14 @@ def tasks_command() -> None:
 
 @app.command("show")
 def show_command(
-    task: Annotated[str, typer.Argument(help="A task (see `koinon tasks`), or a FILE.py that defines `task`.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="A task (see `koinon tasks`), a FILE.py that defines `task`, or a file with a serialized computation."
+        ),
+    ],
 ) -> None:
-    """Shows a task: its data, the type of its learning process, and the plan of a round."""
+    """Shows a task, with its learning process and the plan of a round, or a computation that was saved to a file."""
     with errors_as_sentences():
         show(task, new_console())
 

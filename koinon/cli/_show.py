@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable
 
 from rich.console import Console
@@ -9,6 +10,9 @@ from rich.console import Console
 from koinon.cli._facts import cost_text, plan_text, privacy_report
 from koinon.cli._load import NAMED_TASKS, load_task
 from koinon.cli._text import wrap_types
+from koinon.compiler import deserialize, plan
+from koinon.compiler import privacy_report as privacy_report_of
+from koinon.computation import Computation
 from koinon.simulation.tasks import Task
 
 _WIDTH = 120
@@ -22,11 +26,16 @@ def list_tasks(console: Console) -> None:
 
 
 def show(name: str, console: Console) -> None:
-    """Prints a task: data, hyperparameters, learning process, plan of a round.
+    """Prints a task: data, hyperparameters, learning process, plan of a round; or a computation in a file.
 
     Raises:
-      UsageError: if there is no such task.
+      UsageError: if there is no such task, and no such file.
+      SerializationError: if the file holds no serialized computation, or a damaged one.
     """
+    path = pathlib.Path(name)
+    if name not in NAMED_TASKS and path.suffix != ".py" and path.is_file():
+        show_computation(deserialize(path.read_bytes()), console)
+        return
     task = load_task(name, 0)
     width = console.width if console.is_terminal else _WIDTH
     process = task.process(seed=0)
@@ -41,6 +50,14 @@ def show(name: str, console: Console) -> None:
     console.print(f"\nplan of a round\n{wrap_types(_indented(plan_text(process)), width)}")
     console.print(f"\n{privacy_report(process)}")
     console.print(f"\n{cost_text(process, task, task.clients_per_round)}")
+
+
+def show_computation(computation: Computation, console: Console) -> None:
+    """Prints a computation: its type, its plan, and what its plan says of privacy."""
+    width = console.width if console.is_terminal else _WIDTH
+    console.print(f"type\n{wrap_types(f'  {computation.type_signature}', width)}")
+    console.print(f"\nplan\n{wrap_types(_indented(str(plan(computation))), width)}")
+    console.print(f"\n{privacy_report_of(computation)}")
 
 
 def _first_line(build: Callable[..., Task]) -> str:
