@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from koinon._errors import KoinonTypeError, ProgramStateCorruptedError
+from koinon._errors import KoinonTypeError, MissingDependencyError, ProgramStateCorruptedError
 from koinon.learning._functional_model import FunctionalModel, batch_shapes
 from koinon.learning._weights import ModelWeights
 from koinon.program import load_pytree, save_pytree
@@ -96,9 +97,11 @@ def save_model(path: str | os.PathLike[str], model: FunctionalModel, weights: Mo
       weights: the weights to save with it; the model's initial ones if None.
 
     Raises:
+      MissingDependencyError: `flatbuffers` is not installed, in which JAX writes a program.
       KoinonTypeError: inputs or predictions are of a class that a file cannot name.
       ProgramStateWriteError: the operating system refuses; an existing file is then as it was before.
     """
+    _check_flatbuffers("Saving a model as a program")
     leaves, structure = jax.tree.flatten(ModelWeights(*(model.initial_weights if weights is None else weights)))
     batch: Any = jax.export.symbolic_shape("batch")[0]
     inputs = jax.eval_shape(lambda examples: model.split_example(examples)[0], batch_shapes(model.input_spec, batch))
@@ -124,10 +127,17 @@ def load_model(path: str | os.PathLike[str]) -> SavedModel:
 
     Raises:
       FileNotFoundError: there is no such file.
+      MissingDependencyError: `flatbuffers` is not installed, in which JAX reads a program.
       ProgramStateCorruptedError: the file is damaged, or is none of `save_model`'s.
     """
+    _check_flatbuffers("Loading a model as a program")
     saved = load_pytree(path)
     if not isinstance(saved, dict) or set(saved) != {"program", "weights"}:
         raise ProgramStateCorruptedError("The file holds no model.", found=os.fspath(path))
     program = jax.export.deserialize(bytearray(np.asarray(saved["program"]).tobytes()))
     return SavedModel(tuple(jnp.asarray(leaf) for leaf in saved["weights"]), program)
+
+
+def _check_flatbuffers(purpose: str) -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise MissingDependencyError("flatbuffers", extra="export", purpose=purpose)

@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -197,6 +197,14 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert resumed.history.num_rows == ROUNDS - max(saved)
     for name in ("metrics.csv", f"states/program_state_{ROUNDS}"):
         assert (parts / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """SIGINT means what it means at a terminal; a shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

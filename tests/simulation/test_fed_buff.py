@@ -77,7 +77,7 @@ def test_every_step_is_that_of_the_algorithm() -> None:
     )
     models = [np.zeros(3)]
     seen = 0
-    for step in run_fed_buff(process, DATA, schedule, 10):
+    for step in run_fed_buff(process, DATA, schedule, 6):
         updates = [
             local_update(models[-1 - stale], int(client_id)) / math.sqrt(1 + stale)
             for client_id, stale in zip(step.buffer.client_ids, step.buffer.staleness.tolist(), strict=True)
