@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """The number of constants and of carried values of a `scan` equation, from its parameters."""
@@ -12,3 +14,16 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def compiler_options(**options: Any) -> dict[str, Any]:
+    """Those of some options of XLA's compiler that the installed version knows."""
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -63,6 +63,11 @@ def largest_read(jaxpr: Jaxpr) -> int:
     return max((eqn.params["size"] for eqn in equations(jaxpr) if eqn.primitive is read_run_p), default=0)
 
 
+def has_convolutions(jaxpr: Jaxpr) -> bool:
+    """Whether there is a convolution in the program."""
+    return any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(jaxpr))
+
+
 def step_operations(jaxpr: Jaxpr) -> int | None:
     """The operations of the largest step of a fold over a sequence; None where there is no fold."""
     steps = [operations(sub) for eqn in equations(jaxpr) if eqn.primitive is reduce_p for sub in sub_jaxprs(eqn)]

@@ -17,7 +17,13 @@ from jax.core import Tracer
 from koinon._errors import KoinonValueError
 from koinon.backends._explain import Explanation, aggregation_notes, rewrites_of, row_notes
 from koinon.backends._feed import ClientsFeeder, NotOneProgramError, ServerFeeder, bucket, result_builder
-from koinon.backends._optimize import check_one_program, largest_read_of, run_bounded, run_optimized
+from koinon.backends._optimize import (
+    check_one_program,
+    compiler_options_of,
+    largest_read_of,
+    run_bounded,
+    run_optimized,
+)
 from koinon.backends._program import ClientsArgument, Program, Rows, Segment, State
 from koinon.backends._reference import ReferenceBackend
 from koinon.backends._results import result_to_user
@@ -157,9 +163,10 @@ class Executable:
         self._build = self._builder_of(self._type.result, self._plan.result)
         self._stages = [number for number in range(len(self._plan.phases)) if self._program.has_clients(number)]
         self._can_thread = bool(self._stages) and not any(self._program.has_rows(n) for n in self._stages)
-        self._whole = jax.jit(self._run_whole, static_argnums=(4, 5))
-        self._server_stage = jax.jit(self._run_server_stage, static_argnums=(0,))
-        self._clients_stage = jax.jit(self._run_clients_stage, static_argnums=(0, 4))
+        jit = functools.partial(jax.jit, compiler_options=compiler_options_of(self._plan))
+        self._whole = jit(self._run_whole, static_argnums=(4, 5))
+        self._server_stage = jit(self._run_server_stage, static_argnums=(0,))
+        self._clients_stage = jit(self._run_clients_stage, static_argnums=(0, 4))
 
     def __call__(self, argument: Any) -> Any:
         """Runs the computation."""

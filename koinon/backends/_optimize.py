@@ -9,7 +9,8 @@ import jax
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr
 
-from koinon.backends._estimate import largest_read
+from koinon.backends._convolution import options_for_convolutions
+from koinon.backends._estimate import has_convolutions, largest_read
 from koinon.backends._feed import NotOneProgramError
 from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite
 from koinon.backends._schedule import programs_of
@@ -95,6 +96,14 @@ def _padded(type_: Type, value: Any) -> list[bool]:
 def _optimized(program: ClosedJaxpr, padded: tuple[bool, ...], platform: str) -> ClosedJaxpr:
     program = read_in_bounds(program, padded)
     return rewrite(program, CPU_RULES) if platform == "cpu" else program
+
+
+def compiler_options_of(plan: Plan) -> dict[str, Any] | None:
+    """The options of XLA with which the programs of a plan are compiled."""
+    programs = [node for step in plan.steps() for node in programs_of(step.operands)]
+    if any(has_convolutions(node.program.jaxpr) for node in programs):
+        return options_for_convolutions(jax.default_backend())
+    return None
 
 
 def largest_read_of(plan: Plan) -> int:

@@ -16,6 +16,7 @@ from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from koinon._jax import scan_counts
+from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
 from koinon.backends._estimate import sub_jaxprs
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
 
@@ -149,53 +150,20 @@ def _trip_count(closed: ClosedJaxpr, count: Any, lengths: Sequence[int], longest
 # --- rules for CPUs --------------------------------------------------------------------------------------------------
 
 
-def canonical_convolution(eqn: Any, inputs: list[Any]) -> list[Any] | None:
-    """Brings a two-dimensional convolution to the layout NHWC, HWIO, by transpositions around it.
-
-    XLA's CPU compiler has a fast path for that layout alone. The gradients of convolutions come in other layouts, and
-    inside a loop they would run naive code, tens of times slower.
-    """
-    canonical = _other_layout(eqn) if eqn.primitive.name == "conv_general_dilated" else None
-    if canonical is None:
-        return None
-    params = eqn.params
-    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    rank = len(lhs_spec)
-    spatial = tuple(range(2, rank))
-    lhs = jnp.transpose(inputs[0], (lhs_spec[0], *[lhs_spec[i] for i in spatial], lhs_spec[1]))
-    rhs = jnp.transpose(inputs[1], (*[rhs_spec[i] for i in spatial], rhs_spec[1], rhs_spec[0]))
-    result = eqn.primitive.bind(lhs, rhs, **{**params, "dimension_numbers": canonical})
-    # The canonical output is (N, spatial, features); out_spec says where each of them belongs.
-    source = {out_spec[0]: 0, out_spec[1]: rank - 1} | {out_spec[i]: i - 1 for i in spatial}
-    return [jnp.transpose(result, [source[i] for i in range(rank)])]
-
-
 def rewritten(jaxpr: Jaxpr) -> list[str]:
     """The names of the rules that have something to rewrite in a program, once for each place."""
     names = []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated" and _other_layout(eqn) is not None:
+        if eqn.primitive.name == "conv_general_dilated" and other_layout(eqn) is not None:
             names.append("canonical_convolution")
+        if eqn.primitive.name == "select_and_scatter_add" and has_separate_windows(eqn):
+            names.append("separate_windows")
         if eqn.primitive.name == "scan":
             if _accumulated_products(eqn.params["jaxpr"].jaxpr, *scan_counts(eqn.params)):
                 names.append("hoisted_weight_gradient")
         for sub in sub_jaxprs(eqn):
             names.extend(rewritten(sub))
     return names
-
-
-def _other_layout(eqn: Any) -> Any:
-    """The canonical layout of a two-dimensional convolution, where it has another."""
-    numbers = eqn.params["dimension_numbers"]
-    rank = len(numbers.lhs_spec)
-    if rank != 4 or eqn.params["batch_group_count"] != 1:
-        return None
-    canonical = jax.lax.ConvDimensionNumbers(
-        lhs_spec=(0, rank - 1, *range(1, rank - 1)),
-        rhs_spec=(rank - 1, rank - 2, *range(rank - 2)),
-        out_spec=(0, rank - 1, *range(1, rank - 1)),
-    )
-    return None if numbers == canonical else canonical
 
 
 def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
@@ -316,4 +284,4 @@ def _stacked_product(product: Any, left: Any, right: Any) -> Any:
     )
 
 
-CPU_RULES: tuple[Rule, ...] = (canonical_convolution, hoisted_weight_gradient)
+CPU_RULES: tuple[Rule, ...] = (canonical_convolution, separate_windows, hoisted_weight_gradient)

@@ -152,3 +152,31 @@ def test_a_fold_gets_the_bound_that_its_trip_count_reaches() -> None:
     bounds = [eqn.params["bound"] for eqn in bound_folds(closed, [0], 9).jaxpr.eqns if eqn.primitive is reduce_p]
 
     assert bounds == [6, None]
+
+
+@pytest.mark.parametrize(("window", "shape"), [((1, 2, 2, 1), (2, 6, 8, 3)), ((1, 3, 2, 1), (2, 7, 5, 2))])
+def test_the_gradient_of_a_pooling_goes_to_the_same_elements(window: Any, shape: Any) -> None:
+    """Ties, infinities and NaN are resolved as XLA does, bit for bit, also where the windows leave a margin."""
+    rng = np.random.default_rng(2)
+    x = rng.integers(-1, 2, shape).astype(np.float32)
+    x.flat[[3, 17, 40]] = np.inf, -np.inf, np.nan
+
+    def pool(x: Any) -> Any:
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+
+    gradient = rng.normal(size=pool(x).shape).astype(np.float32)
+    closed = jax.make_jaxpr(lambda x, g: jax.vjp(pool, x)[1](g))(x, gradient)
+    (expected,), (found,) = run(closed, x, gradient), run(rewrite(closed, CPU_RULES), x, gradient)
+
+    np.testing.assert_array_equal(found, expected)
+    assert rewritten(closed.jaxpr) == ["separate_windows"]
+
+
+def test_poolings_with_overlapping_windows_stay_as_they_are() -> None:
+    """A rule for windows side by side leaves others alone."""
+    x = jnp.ones((1, 7, 7, 1))
+
+    def loss(x: Any) -> Any:
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID").sum()
+
+    assert not assert_same_results(jax.grad(loss), x)

@@ -1,0 +1,102 @@
+"""Convolutions and poolings in the form for which XLA's CPU compiler has fast code: rules of `_rewrite`, and an option."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from koinon._jax import compiler_options
+
+# More elements in a window than this, and the chain of comparisons is longer than the code that it replaces.
+LARGEST_WINDOW = 16
+
+
+def canonical_convolution(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    """Brings a two-dimensional convolution to the layout NHWC, HWIO, by transpositions around it.
+
+    XLA's CPU compiler has a fast path for that layout alone. The gradients of convolutions come in other layouts, and
+    inside a loop they would run naive code, tens of times slower.
+    """
+    canonical = other_layout(eqn) if eqn.primitive.name == "conv_general_dilated" else None
+    if canonical is None:
+        return None
+    params = eqn.params
+    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+    rank = len(lhs_spec)
+    spatial = tuple(range(2, rank))
+    lhs = jnp.transpose(inputs[0], (lhs_spec[0], *[lhs_spec[i] for i in spatial], lhs_spec[1]))
+    rhs = jnp.transpose(inputs[1], (*[rhs_spec[i] for i in spatial], rhs_spec[1], rhs_spec[0]))
+    result = eqn.primitive.bind(lhs, rhs, **{**params, "dimension_numbers": canonical})
+    # The canonical output is (N, spatial, features); out_spec says where each of them belongs.
+    source = {out_spec[0]: 0, out_spec[1]: rank - 1} | {out_spec[i]: i - 1 for i in spatial}
+    return [jnp.transpose(result, [source[i] for i in range(rank)])]
+
+
+def other_layout(eqn: Any) -> Any:
+    """The canonical layout of a two-dimensional convolution, where it has another."""
+    numbers = eqn.params["dimension_numbers"]
+    rank = len(numbers.lhs_spec)
+    if rank != 4 or eqn.params["batch_group_count"] != 1:
+        return None
+    canonical = jax.lax.ConvDimensionNumbers(
+        lhs_spec=(0, rank - 1, *range(1, rank - 1)),
+        rhs_spec=(rank - 1, rank - 2, *range(rank - 2)),
+        out_spec=(0, rank - 1, *range(1, rank - 1)),
+    )
+    return None if numbers == canonical else canonical
+
+
+def separate_windows(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    """The gradient of a max-pooling whose windows do not overlap, by comparisons instead of a scatter.
+
+    XLA's CPU compiler scatters one element after the other, on one core; comparisons are vector code. The element that
+    is chosen is the same: the first of the greatest, and what comes after a NaN goes before it.
+    """
+    if eqn.primitive.name != "select_and_scatter_add" or not has_separate_windows(eqn):
+        return None
+    source, operand = inputs
+    window = eqn.params["window_dimensions"]
+    whole = [count * size for count, size in zip(source.shape, window, strict=True)]
+    # An axis becomes two, the windows and the places inside a window.
+    split = [n for pair in zip(source.shape, window, strict=True) for n in pair]
+    windows = operand[tuple([slice(n) for n in whole])].reshape(split)
+    inside = tuple(range(1, len(split), 2))
+    places = math.prod(window)
+    elements = jnp.moveaxis(windows, inside, range(len(window))).reshape(places, *source.shape)
+    greatest, chosen = elements[0], jnp.zeros(source.shape, jnp.int32)
+    for place in range(1, places):
+        stays = greatest >= elements[place]
+        greatest = jnp.where(stays, greatest, elements[place])
+        chosen = jnp.where(stays, chosen, place)
+    place_of = jnp.arange(places, dtype=jnp.int32).reshape([n for size in window for n in (1, size)])
+    hit = jnp.expand_dims(chosen, inside) == place_of
+    gradient = jnp.where(hit, jnp.expand_dims(source, inside), jnp.zeros((), source.dtype)).reshape(whole)
+    return [jnp.pad(gradient, [(0, n - m) for n, m in zip(operand.shape, whole, strict=True)])]
+
+
+def has_separate_windows(eqn: Any) -> bool:
+    """Whether a scatter to chosen elements is the gradient of a max-pooling with windows side by side."""
+    params = eqn.params
+    window = params["window_dimensions"]
+    return (
+        params["select_prim"] is jax.lax.ge_p
+        and tuple(window) == tuple(params["window_strides"])
+        and not any(before or after for before, after in params["padding"])
+        and 1 < math.prod(window) <= LARGEST_WINDOW
+    )
+
+
+@functools.cache
+def options_for_convolutions(platform: str) -> dict[str, Any]:
+    """The options of XLA for a program with convolutions.
+
+    On CPUs newer versions of XLA hand convolutions to a library that runs those of a training step on one core, a third
+    slower in all than XLA's own code; that library keeps the matrix products.
+    """
+    if platform != "cpu":
+        return {}
+    return compiler_options(xla_cpu_experimental_ynn_fusion_type="LIBRARY_FUSION_TYPE_DOT")
