@@ -1,4 +1,4 @@
-"""Convolutions and poolings in the form for which XLA's CPU compiler has fast code: rules of `_rewrite`, and an option."""
+"""Convolutions and poolings as XLA's CPU compiler is fast for them: rules of `_rewrite`, and an option of XLA."""
 
 from __future__ import annotations
 

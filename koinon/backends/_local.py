@@ -271,7 +271,8 @@ class Executable:
             scope, raised = self._server_stage(stage, scope, done)
             flags |= raised
             run = functools.partial(self._clients_stage, number, scope, clients)
-            done = list(_pool().map(lambda part, run=run: run(part, lanes), parts))
+            # What one thread starts, JAX runs in order: a thread waits for its part, so that no other gets it.
+            done = list(_pool().map(lambda part, run=run: jax.block_until_ready(run(part, lanes)), parts))
         leaves, raised = self._server_stage(len(self._stages), scope, done)
         return leaves, flags | raised
 
