@@ -57,7 +57,17 @@ def cnn(w: Any, x: Any) -> Any:
     return x @ w["d2"] + w["db2"]
 
 
-def main(name: str, rounds: int, devices: int = 1) -> None:
+def deal(clients: np.ndarray, loads: np.ndarray, hands: int) -> list[np.ndarray]:
+    """Deals clients out to as many hands, the longest first, back and forth."""
+    ordered = clients[np.argsort(-loads, kind="stable")]
+    rounds = np.resize(ordered, -(-len(ordered) // hands) * hands).reshape(-1, hands)
+    rounds[1::2] = rounds[1::2, ::-1].copy()
+    present = np.arange(rounds.size).reshape(rounds.shape) < len(ordered)
+    present[1::2] = present[1::2, ::-1].copy()
+    return [rounds[present[:, i], i] for i in range(hands)]
+
+
+def main(name: str, rounds: int, devices: int = 1, lanes: int = 1) -> None:
     """Times the handwritten program on one workload."""
     jax.config.update("jax_num_cpu_devices", devices)
     workload = WORKLOADS[name]()
@@ -65,6 +75,8 @@ def main(name: str, rounds: int, devices: int = 1) -> None:
     size, rate = workload.batch_size, workload.learning_rate
 
     def cohort_sum(weights: Any, x: Any, y: Any, offsets: Any, lengths: Any, count: Any) -> Any:
+        """The sum over clients one after the other: `offsets[clients]`, of which `count` are there."""
+
         def one_client(index: Any, totals: Any) -> Any:
             offset, length = offsets[index], lengths[index]
 
@@ -84,15 +96,41 @@ def main(name: str, rounds: int, devices: int = 1) -> None:
         zeros = jax.tree.map(jnp.zeros_like, weights)
         return jax.lax.fori_loop(0, count, one_client, (zeros, jnp.float32(0)))
 
+    def lanes_sum(weights: Any, x: Any, y: Any, offsets: Any, lengths: Any, steps: Any) -> Any:
+        """The sum over lanes of clients: `offsets[lanes, clients]`; clients without examples fill the lanes up."""
+
+        def step(_: Any, state: Any) -> Any:
+            w, place, batch, delta, total = state
+            offset = jnp.take_along_axis(offsets, place[:, None], 1)[:, 0]
+            length = jnp.take_along_axis(lengths, place[:, None], 1)[:, 0]
+            rows = (offset + batch * size)[:, None] + jnp.arange(size)
+            mask = jnp.arange(size) < (length - batch * size)[:, None]
+            gradients = jax.vmap(jax.grad(lambda v, *b: batch_loss(model, v, *b)))(w, x[rows], y[rows], mask)
+            w = jax.tree.map(lambda p, g: p - rate * g, w, gradients)
+            ends = (batch + 1) * size >= length
+            n = jnp.where(ends, length, 0).astype(jnp.float32)
+            delta = jax.tree.map(lambda t, a, b: t + jnp.tensordot(n, a - b, 1), delta, weights, w)
+            w = jax.tree.map(lambda a, b: jnp.where(ends.reshape(-1, *[1] * a.ndim), a, b), weights, w)
+            place = jnp.minimum(place + ends, offsets.shape[1] - 1)
+            return w, place, jnp.where(ends, 0, batch + 1), delta, total + n.sum()
+
+        start = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), weights)
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        none = jnp.zeros(lanes, jnp.int32)
+        *_, delta, total = jax.lax.fori_loop(0, steps, step, (start, none, none, zeros, jnp.float32(0)))
+        return delta, total
+
+    sum_of = cohort_sum if lanes == 1 else lanes_sum
+
     @jax.jit
     def one_round(weights: Any, x: Any, y: Any, offsets: Any, lengths: Any, counts: Any) -> Any:
         if devices == 1:
-            delta, total = cohort_sum(weights, x, y, offsets[0], lengths[0], counts[0])
+            delta, total = sum_of(weights, x, y, offsets[0], lengths[0], counts[0])
         else:
             mesh = jax.make_mesh((devices,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
 
             def shard(w: Any, x: Any, y: Any, o: Any, n: Any, c: Any) -> Any:
-                return jax.lax.psum(cohort_sum(w, x, y, o[0], n[0], c[0]), "clients")
+                return jax.lax.psum(sum_of(w, x, y, o[0], n[0], c[0]), "clients")
 
             delta, total = jax.shard_map(
                 shard,
@@ -113,12 +151,17 @@ def main(name: str, rounds: int, devices: int = 1) -> None:
 
         def run(number: int) -> None:
             cohort = workload.cohort_of(number)
-            longest_first = cohort[np.argsort(-workload.sizes[cohort], kind="stable")] if devices > 1 else cohort
-            per_device = -(-len(cohort) // devices)
-            dealt = [longest_first[i::devices] for i in range(devices)]
-            offsets = np.stack([np.resize(workload.offsets[d], per_device) for d in dealt]).astype(np.int32)
-            lengths = np.stack([np.resize(workload.sizes[d], per_device) for d in dealt]).astype(np.int32)
-            counts = np.array([len(d) for d in dealt], np.int32)
+            hands = [cohort]
+            if devices * lanes > 1:
+                hands = deal(cohort, workload.sizes[cohort], devices * lanes)
+            most = max(map(len, hands)) + (lanes > 1)
+            offsets, lengths = np.zeros((2, len(hands), most), np.int32)
+            for i, hand in enumerate(hands):
+                offsets[i, : len(hand)], lengths[i, : len(hand)] = workload.offsets[hand], workload.sizes[hand]
+            counts = np.array([len(hand) for hand in hands], np.int32)
+            if lanes > 1:
+                counts = (-(-lengths // size)).sum(1).reshape(devices, lanes).max(1).astype(np.int32)
+                offsets, lengths = offsets.reshape(devices, lanes, most), lengths.reshape(devices, lanes, most)
             state[0] = jax.block_until_ready(one_round(state[0], x, y, offsets, lengths, counts))
 
         return run
@@ -127,7 +170,7 @@ def main(name: str, rounds: int, devices: int = 1) -> None:
         logits = MODELS[workload.model](state[0], workload.x[:500])
         return float(example_losses(logits, jnp.asarray(workload.y[:500])).mean())
 
-    measure(f"handwritten-{devices}", workload, build, loss, rounds)
+    measure(f"handwritten-{devices}" + (f"-{lanes}-lanes" if lanes > 1 else ""), workload, build, loss, rounds)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 
+# To type checkers `jax.Device` is a variable and no type.
+Device = Any
+
 
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
     """The number of constants and of carried values of a `scan` equation, from its parameters."""

@@ -6,9 +6,13 @@ import pathlib
 from collections.abc import Iterator
 
 import hypothesis
+import jax
 import pytest
 
 import koinon as ko
+
+# A second host device is for the tests that share a round's clients among devices; all else stays on the first.
+jax.config.update("jax_num_cpu_devices", 2)
 
 # A test run must not depend on luck or on how busy the machine is; `make soak` looks for new examples.
 hypothesis.settings.register_profile(

@@ -165,9 +165,10 @@ def _aggregate(step: Step, constants: Any) -> Fold:
     )
 
 
-# A total is held in digits of sixteen bits, of which the last takes all that is left: exact for 2^15 clients and any
-# integer of up to 64 bits, and wide enough to see that a dtype of 32 bits is too small.
+# A total is held in digits of sixteen bits, of which the last takes all that is left, up to a number that no dtype
+# holds, and of which the double does not overflow: what is too large stays too large, for any number of clients.
 _DIGIT = 16
+_TOO_LARGE = 2**29
 
 
 def _to_digits(value: Any) -> list[Any]:
@@ -188,7 +189,7 @@ def _carry(digits: list[Any]) -> list[Any]:
         digit = digit + carry
         carried.append(digit & 0xFFFF)
         carry = digit >> _DIGIT
-    return [*carried, digits[-1] + carry]
+    return [*carried, jnp.minimum(digits[-1] + carry, _TOO_LARGE)]
 
 
 def _from_digits(digits: list[Any], dtype: Any) -> tuple[Any, Any]:

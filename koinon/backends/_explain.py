@@ -29,6 +29,7 @@ class Explanation:
       examples: the examples of all its clients; None where the clients hold no sequences.
       lanes: how many clients run side by side in a loop.
       threads: on how many threads the clients run.
+      devices: on how many devices the clients run.
       step_operations: the arithmetic operations of the largest step of a fold over a client's sequence; None where the
         clients' work is no fold.
       rewrites: the rules that rewrite the clients' work, with the number of places.
@@ -42,6 +43,7 @@ class Explanation:
     examples: int | None = None
     lanes: int = 1
     threads: int = 1
+    devices: int = 1
     step_operations: int | None = None
     rewrites: tuple[tuple[str, int], ...] = ()
     aggregations: tuple[str, ...] = ()
@@ -63,6 +65,8 @@ class Explanation:
         lines.append(
             f"  threads    {self.threads} (several from {THREADED_EXAMPLES} examples, where sums are all that is kept)"
         )
+        if self.devices > 1:
+            lines.append(f"  devices    {self.devices}, each with a copy of the data")
         lines += [f"  rewrite    {name}, {count} places" for name, count in self.rewrites]
         lines += [f"  aggregate  {note}" for note in self.aggregations]
         lines += [f"  rows       {note}" for note in self.rows]

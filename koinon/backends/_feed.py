@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from koinon._jax import Device
 from koinon.backends._results import result_to_user
 from koinon.computation import ClientRows, Cohort
 from koinon.computation._flat import fields_at, flatten, leaf_types, to_user, unflatten
@@ -120,20 +121,23 @@ class ClientsFeeder:
             value = clients_values(self.type, value, self.path)
         return len(value)
 
-    def feed(self, value: Any, capacity: int, room: int) -> list[Any]:
+    def feed(self, value: Any, capacity: int, room: int, device: Device | None = None) -> list[Any]:
         """The leaves of the clients' values.
 
         Args:
           value: one value for each client, or a cohort.
           capacity: the number of clients that the arrays have room for.
           room: the number of rows that follow the last example of a packed sequence.
+          device: where a cohort's packed sequences shall be; None for the default device.
         """
         if isinstance(value, Cohort):
             if value.packed.element_type is not self._known_element:
                 check_cohort(self.type, value, self.path)
                 self._known_element = value.packed.element_type
             padding = (0, capacity - len(value))
-            return [(value.packed.on_device(room), np.pad(value.offsets, padding), np.pad(value.lengths, padding))]
+            return [
+                (value.packed.on_device(room, device), np.pad(value.offsets, padding), np.pad(value.lengths, padding))
+            ]
         leaves: list[Any] = []
         if isinstance(value, ClientRows):
             if value.type is not self._known_rows:

@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 import weakref
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-
-from koinon._errors import KoinonValueError
-from koinon.backends._explain import Explanation, aggregation_notes, rewrites_of, row_notes
-from koinon.backends._feed import ClientsFeeder, NotOneProgramError, ServerFeeder, bucket, result_builder
-from koinon.backends._optimize import (
-    check_one_program,
-    compiler_options_of,
-    largest_read_of,
-    run_bounded,
-    run_optimized,
-)
-from koinon.backends._program import ClientsArgument, Program, Rows, Segment, State
+from koinon._jax import Device
+from koinon.backends._executable import Executable
+from koinon.backends._explain import Explanation
+from koinon.backends._feed import NotOneProgramError
+from koinon.backends._options import resolve_options
 from koinon.backends._reference import ReferenceBackend
-from koinon.backends._results import result_to_user
-from koinon.backends._schedule import available_cores, choose_lanes, choose_threads, clients_work, segments
-from koinon.backends._secure import input_out_of_range, modulus_not_positive, total_out_of_range
-from koinon.compiler import PlanValue, plan
-from koinon.compiler._steps import plan_values
-from koinon.computation import ClientRows, Computation
-from koinon.computation._arguments import Unpacked, match_arguments
-from koinon.computation._flat import flatten, leaf_types, unflatten
-from koinon.computation._transfer import fields_of, num_clients
-from koinon.types import (
-    CLIENTS,
-    FederatedType,
-    StructType,
-    Type,
-    contains_federated_types,
-    is_structure_of_tensors,
-    to_container,
-)
+from koinon.computation import Computation
+from koinon.computation._arguments import match_arguments
 
 
 class LocalBackend:
@@ -53,33 +23,48 @@ class LocalBackend:
 
     Args:
       default_num_clients: how many clients there are in a call that has no argument placed at the clients.
+      strategy: "sequential" for one client after the other, "lanes" for clients side by side in one loop, "sharded"
+        for clients dealt out to threads or devices; None lets the engine choose among them and combine them. It stands
+        for values of `lanes`, `threads` and `devices`, which may be given instead.
       lanes: how many clients run side by side in one loop; None lets the engine choose by the size of a step.
       threads: on how many threads the clients run; None lets the engine choose, up to the cores of the machine.
-      deterministic: whether the clients run strictly in the order of the cohort, so that sums have one order whatever
-        the machine; slower where lanes or threads would help.
+      devices: the devices that share a round's clients, or how many of JAX's local devices do; the data is copied to
+        each of them once. None for all accelerators that there are, or for one CPU, whose cores are shared by threads.
+      deterministic: whether sums are taken in one order, that of the cohort, whatever the number of threads and
+        devices, so that their bits do not depend on the machine's size; slower where lanes would help.
+
+    Raises:
+      KoinonValueError: if an option is out of range, or there are not so many devices.
+
+    Example:
+      >>> import koinon as ko
+      >>> with ko.backends.use(ko.backends.LocalBackend(threads=1)):
+      ...     total = ko.federated_computation(ko.types.at_clients(int))(lambda v: ko.federated_sum(v))([1, 2])
+      >>> int(total)
+      3
     """
 
     def __init__(
         self,
         *,
         default_num_clients: int = 0,
+        strategy: Literal["sequential", "lanes", "sharded"] | None = None,
         lanes: int | None = None,
         threads: int | None = None,
+        devices: int | Iterable[Device] | None = None,
         deterministic: bool = False,
     ) -> None:
-        for name, option in (("lanes", lanes), ("threads", threads)):
-            if option is not None and (not isinstance(option, int) or isinstance(option, bool) or option < 1):
-                raise KoinonValueError(f"The option `{name}` must be a positive int, or None.", found=repr(option))
-        self.default_num_clients = default_num_clients
-        self.lanes = 1 if deterministic else lanes
-        self.threads = 1 if deterministic else threads
-        self.deterministic = deterministic
+        self.options = resolve_options(
+            default_num_clients, strategy, {"lanes": lanes, "threads": threads, "devices": devices}, deterministic
+        )
         self._executables: weakref.WeakKeyDictionary[Computation, Executable] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
+        options = self.options
         return (
-            f"LocalBackend(default_num_clients={self.default_num_clients}, lanes={self.lanes}, "
-            f"threads={self.threads}, deterministic={self.deterministic})"
+            f"LocalBackend(default_num_clients={options.default_num_clients}, lanes={options.lanes}, "
+            f"threads={options.threads}, devices={options.devices and len(options.devices)}, "
+            f"deterministic={options.deterministic})"
         )
 
     def invoke(self, computation: Computation, argument: Any) -> Any:
@@ -87,7 +72,7 @@ class LocalBackend:
         try:
             return self._executable(computation)(argument)
         except NotOneProgramError:
-            return ReferenceBackend(default_num_clients=self.default_num_clients).invoke(computation, argument)
+            return ReferenceBackend(default_num_clients=self.options.default_num_clients).invoke(computation, argument)
 
     def explain(self, computation: Computation, *args: Any, **kwargs: Any) -> Explanation:
         """How this engine runs a call of a computation, and why: nothing is run.
@@ -111,7 +96,7 @@ class LocalBackend:
     def _executable(self, computation: Computation) -> Executable:
         executable = self._executables.get(computation)
         if executable is None:
-            executable = self._executables[computation] = Executable(computation, self)
+            executable = self._executables[computation] = Executable(computation, self.options)
         return executable
 
 
@@ -131,314 +116,3 @@ def explain(computation: Computation, *args: Any, **kwargs: Any) -> Explanation:
     ...
     """
     return LocalBackend().explain(computation, *args, **kwargs)
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(available_cores(), thread_name_prefix="koinon")
-
-
-class Executable:
-    """A computation, planned, with the compiled programs for the shapes that it met.
-
-    Args:
-      computation: the computation.
-      options: the engine with its options.
-    """
-
-    def __init__(self, computation: Computation, options: LocalBackend) -> None:
-        check_one_program(computation)
-        self._plan = plan(computation)
-        self._options = options
-        self._program = Program(self._plan, run_optimized)
-        self._work = clients_work(self._plan)
-        self._room = largest_read_of(self._plan)
-        self._type = computation.type_signature
-        self._server: list[tuple[ServerFeeder, PlanValue]] = []
-        self._clients: list[tuple[ClientsFeeder, PlanValue]] = []
-        self._pick: Callable[[Any], list[Any]] = lambda _: []
-        if self._type.parameter is not None:
-            self._pick = self._feeders_of(self._type.parameter, self._plan.parameter, "")
-        self._results: list[tuple[Type, Any]] = []
-        self._build = self._builder_of(self._type.result, self._plan.result)
-        self._stages = [number for number in range(len(self._plan.phases)) if self._program.has_clients(number)]
-        self._can_thread = bool(self._stages) and not any(self._program.has_rows(n) for n in self._stages)
-        jit = functools.partial(jax.jit, compiler_options=compiler_options_of(self._plan))
-        self._whole = jit(self._run_whole, static_argnums=(4, 5))
-        self._server_stage = jit(self._run_server_stage, static_argnums=(0,))
-        self._clients_stage = jit(self._run_clients_stage, static_argnums=(0, 4))
-
-    def __call__(self, argument: Any) -> Any:
-        """Runs the computation."""
-        values = self._pick(argument)
-        server = [feeder.feed(values[i]) for i, (feeder, _) in enumerate(self._server)]
-        given = values[len(self._server) :]
-        count = self._count(given)
-        capacity = bucket(count)
-        clients = [
-            feeder.feed(value, capacity, self._room) for (feeder, _), value in zip(self._clients, given, strict=True)
-        ]
-        if any(map(isinstance, jax.tree.leaves((server, clients)), itertools.repeat(Tracer))):
-            return self._build(iter(self._run_traced(server, clients, count, capacity)), count, given)
-        lengths = _lengths(clients)
-        lanes = self._options.lanes or choose_lanes(self._work, capacity)
-        threads = self._threads(lengths, count)
-        parts = segments(lengths, count, capacity, lanes, threads)
-        run = self._run_one if len(parts) == 1 else self._run_threads
-        leaves, flags = run(server, clients, parts, count, capacity, lanes)
-        if flags:
-            self._raise_flags(jax.device_get(flags))
-        return self._build(iter(leaves), count, given)
-
-    def explain(self, argument: Any) -> Explanation:
-        """How the computation would run on an argument."""
-        values = self._pick(argument)
-        given = values[len(self._server) :]
-        count = self._count(given)
-        capacity = bucket(count)
-        clients = [
-            feeder.feed(value, capacity, self._room) for (feeder, _), value in zip(self._clients, given, strict=True)
-        ]
-        lengths = _lengths(clients)
-        return Explanation(
-            computation=self._plan.name,
-            reason=None,
-            clients=count,
-            examples=None if lengths is None else int(lengths[:count].sum()),
-            lanes=self._options.lanes or choose_lanes(self._work, capacity),
-            threads=self._threads(lengths, count),
-            step_operations=self._work.step,
-            rewrites=rewrites_of(self._plan),
-            aggregations=tuple(aggregation_notes(self._plan)),
-            rows=tuple(row_notes(self._plan, self._program)),
-        )
-
-    def _count(self, given: list[Any]) -> int:
-        """The number of clients that the arguments agree on."""
-        counts = [(feeder.path, feeder.count(value)) for (feeder, _), value in zip(self._clients, given, strict=True)]
-        return num_clients(counts, self._options.default_num_clients)
-
-    def _threads(self, lengths: np.ndarray | None, count: int) -> int:
-        if not self._can_thread or lengths is None:
-            return 1
-        if self._options.threads is not None:
-            return max(1, min(self._options.threads, count))
-        return choose_threads(self._work, count, int(lengths[:count].sum()))
-
-    # --- the compiled programs ---------------------------------------------------------------------------------------
-
-    def _run_whole(
-        self, server: list[Any], clients: list[Any], segment: Segment, count: Any, capacity: int, lanes: int
-    ) -> Any:
-        """All in one program: the leaves of the result and the error flags."""
-        state = State(self._server_scope(server), self._client_scope(clients), {})
-        for number in range(len(self._plan.phases)):
-            self._program.begin(number, state)
-            if number in self._stages:
-                part = self._program.run_clients(number, state, segment, capacity, lanes)
-                self._program.end(number, state, [part], count)
-        return self._result_leaves(state), state.flags
-
-    def _run_traced(self, server: list[Any], clients: list[Any], count: int, capacity: int) -> list[Any]:
-        """The round as a part of a larger program that JAX is tracing: every loop has a static bound."""
-        lengths = _lengths(clients)
-        longest = 0 if lengths is None else int(lengths.max(initial=0))
-        program = Program(self._plan, functools.partial(run_bounded, longest=longest))
-        (segment,) = segments(lengths, count, capacity, lanes=1, threads=1)
-        server, clients, segment = jax.tree.map(jnp.asarray, (server, clients, segment))
-        state = State(self._server_scope(server), self._client_scope(clients), {})
-        for number in range(len(self._plan.phases)):
-            program.begin(number, state)
-            if number in self._stages:
-                part = program.run_clients(number, state, segment, capacity, lanes=1, bound=count)
-                program.end(number, state, [part], count)
-        return self._result_leaves(state)
-
-    def _run_one(
-        self, server: list[Any], clients: list[Any], parts: list[Segment], count: int, capacity: int, lanes: int
-    ) -> Any:
-        """The whole round as one program."""
-        return self._whole(server, clients, parts[0], np.int32(count), capacity, lanes)
-
-    def _run_threads(
-        self, server: list[Any], clients: list[Any], parts: list[Segment], count: int, capacity: int, lanes: int
-    ) -> Any:
-        """One program for each stretch of the server's work, and one for the clients' that every thread runs."""
-        scope: Any = server
-        flags: dict[str, Any] = {}
-        done: list[Any] | None = None
-        for stage, number in enumerate(self._stages):
-            scope, raised = self._server_stage(stage, scope, done)
-            flags |= raised
-            run = functools.partial(self._clients_stage, number, scope, clients)
-            # What one thread starts, JAX runs in order: a thread waits for its part, so that no other gets it.
-            done = list(_pool().map(lambda part, run=run: jax.block_until_ready(run(part, lanes)), parts))
-        leaves, raised = self._server_stage(len(self._stages), scope, done)
-        return leaves, flags | raised
-
-    def _run_server_stage(self, stage: int, scope: Any, parts: list[Any] | None) -> Any:
-        """From the end of one part at the clients to the begin of the next, or to the result."""
-        if parts is None:
-            state, first = State(self._server_scope(scope), {}, {}), 0
-        else:
-            state, first = State(dict(scope), {}, {}), self._stages[stage - 1] + 1
-            self._program.end(first - 1, state, parts, None)
-        is_last = stage == len(self._stages)
-        last = len(self._plan.phases) - 1 if is_last else self._stages[stage]
-        for number in range(first, last + 1):
-            self._program.begin(number, state)
-        if is_last:
-            return self._result_leaves(state), state.flags
-        needed = self._needed_from(last)
-        return {index: value for index, value in state.scope.items() if index in needed}, state.flags
-
-    def _run_clients_stage(self, number: int, scope: Any, clients: list[Any], segment: Segment, lanes: int) -> Any:
-        state = State(dict(scope), self._client_scope(clients), {})
-        return self._program.run_clients(number, state, segment, 1, lanes)
-
-    def _needed_from(self, number: int) -> set[int]:
-        """The values of the server that the phases from this one on, or the result, need."""
-        later = [
-            step.operands
-            for phase in self._plan.phases[number:]
-            for step in (*phase.server, *phase.clients, *phase.aggregations)
-        ]
-        made = [step.output for step in self._plan.phases[number].clients]
-        return {value.index for value in plan_values((*later, *made, self._plan.result))}
-
-    def _server_scope(self, server: list[Any]) -> dict[int, Any]:
-        scope: dict[int, Any] = {}
-        for (feeder, planned), leaves in zip(self._server, server, strict=True):
-            _bind_tree(planned, unflatten(feeder.member, leaves), scope)
-        return scope
-
-    def _client_scope(self, clients: list[Any]) -> dict[int, Any]:
-        return {
-            planned.index: ClientsArgument(feeder.type, leaves)
-            for (feeder, planned), leaves in zip(self._clients, clients, strict=True)
-        }
-
-    def _result_leaves(self, state: State) -> list[Any]:
-        leaves: list[Any] = []
-        for type_, result in self._results:
-            rows = state.clients.get(result.index) if isinstance(result, PlanValue) else None
-            leaves.extend(rows.leaves if isinstance(rows, Rows) else flatten(type_, _from_scope(result, state.scope)))
-        return leaves
-
-    # --- arguments ---------------------------------------------------------------------------------------------------
-
-    def _feeders_of(self, type_: Type, value: Any, path: str) -> Callable[[Any], list[Any]]:
-        """Makes the feeders for a parameter; returns what picks their values out of an argument, server's first."""
-        places: list[tuple[tuple[int, ...], bool]] = []
-
-        def visit(field: Type, planned: Any, field_path: str, place: tuple[int, ...]) -> None:
-            if isinstance(field, FederatedType) and field.placement is CLIENTS and not field.all_equal:
-                self._clients.append((ClientsFeeder(field, field_path), planned))
-                places.append((place, True))
-            elif isinstance(field, StructType) and (not place or contains_federated_types(field)):
-                for i, (name, inner) in enumerate(field.items()):
-                    inner_path = f"{field_path}.{name}" if name is not None else f"{field_path}[{i}]"
-                    visit(inner, planned[i], inner_path, (*place, i))
-            else:
-                self._server.append((ServerFeeder(field, field_path), planned))
-                places.append((place, False))
-
-        visit(type_, value, path, ())
-        ordered = [place for place, at_clients in places if not at_clients]
-        ordered += [place for place, at_clients in places if at_clients]
-        if all(len(place) == 1 for place in ordered) and isinstance(type_, StructType):
-            order = [place[0] for place in ordered]
-            return lambda argument: _top_fields(type_, argument, order)
-        return lambda argument: [_at(type_, argument, place) for place in ordered]
-
-    # --- results -----------------------------------------------------------------------------------------------------
-
-    def _builder_of(self, type_: Type, value: Any) -> Callable[[Any, int, list[Any]], Any]:
-        """What builds a result from an iterator over leaves, the size of the cohort and the clients' arguments."""
-        if isinstance(type_, StructType) and contains_federated_types(type_):
-            builders = [self._builder_of(field, value[i]) for i, (_, field) in enumerate(type_.items())]
-            return lambda leaves, count, given: to_container(type_, [build(leaves, count, given) for build in builders])
-        if isinstance(type_, FederatedType) and type_.placement is CLIENTS and not type_.all_equal:
-            arguments = [planned.index for _, planned in self._clients]
-            if value.index in arguments:
-                place = arguments.index(value.index)
-                return lambda leaves, count, given: _as_given(type_, given[place], given)
-            self._results.append((type_.member, value))
-            member, size, stacks = type_.member, len(leaf_types(type_.member)), is_structure_of_tensors(type_.member)
-
-            def build_clients(leaves: Any, count: int, given: list[Any]) -> list[Any] | ClientRows:
-                stacked = list(itertools.islice(leaves, size))
-                if stacks and _has_rows(given):
-                    return ClientRows(member, stacked, count)
-                return _each_client(member, stacked, count)
-
-            return build_clients
-        local_type = type_.member if isinstance(type_, FederatedType) else type_
-        self._results.append((local_type, value))
-        build, length = result_builder(local_type), len(leaf_types(local_type))
-        return lambda leaves, count, given: build(list(itertools.islice(leaves, length)))
-
-    def _raise_flags(self, flags: dict[str, Any]) -> None:
-        for name, raised in flags.items():
-            if raised:
-                index, kind = name.split()
-                step = next(step for step in self._plan.steps() if str(step.output.index) == index)
-                if kind == "input":
-                    raise input_out_of_range(step.operator, f"the client at position {raised - 1} of the cohort")
-                if kind == "modulus":
-                    raise modulus_not_positive(step.operator)
-                raise total_out_of_range(step.operator, leaf_types(step.output.member)[0].dtype)
-
-
-def _top_fields(type_: StructType, argument: Any, order: list[int]) -> list[Any]:
-    """The fields of an argument in an order, checked by name where they came in a container."""
-    if isinstance(argument, Unpacked):
-        fields = argument.arguments
-    else:
-        fields = [value for _, _, value in fields_of(type_, argument)]
-    return [fields[i] for i in order]
-
-
-def _at(type_: Type, argument: Any, place: tuple[int, ...]) -> Any:
-    for i in place:
-        _, type_, argument = fields_of(type_, argument)[i]
-    return argument
-
-
-def _bind_tree(planned: Any, value: Any, scope: dict[int, Any]) -> None:
-    if isinstance(planned, tuple):
-        for part, part_value in zip(planned, value, strict=True):
-            _bind_tree(part, part_value, scope)
-    else:
-        scope[planned.index] = value
-
-
-def _from_scope(value: Any, scope: dict[int, Any]) -> Any:
-    if isinstance(value, tuple):
-        return tuple([_from_scope(field, scope) for field in value])
-    return scope[value.index] if isinstance(value, PlanValue) else value
-
-
-def _lengths(clients: list[Any]) -> np.ndarray | None:
-    """The number of examples of each client, where the arguments have sequences."""
-    for leaves in clients:
-        for leaf in leaves:
-            if isinstance(leaf, tuple):
-                return leaf[2]
-    return None
-
-
-def _each_client(type_: Type, stacked: list[Any], count: int) -> list[Any]:
-    """Each client's result, from stacked leaves."""
-    return [result_to_user(type_, unflatten(type_, [leaf[i] for leaf in stacked])) for i in range(count)]
-
-
-def _as_given(type_: FederatedType, value: Any, given: list[Any]) -> list[Any] | ClientRows:
-    """The clients' arguments, where they are the result unchanged."""
-    if isinstance(value, ClientRows):
-        return value
-    return ReferenceBackend().pass_through(type_, value, as_rows=_has_rows(given))
-
-
-def _has_rows(given: list[Any]) -> bool:
-    return any(map(isinstance, given, itertools.repeat(ClientRows)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 
 import jax
@@ -30,6 +31,10 @@ ACCELERATOR_LANES = 256
 # Above this many operations XLA splits the work of a single step over the cores by itself.
 LARGE_STEP = 1_000_000_000
 THREADED_EXAMPLES = 512
+
+# The parts of a cohort whose sums are added up in the order of the cohort, where that order must not depend on the
+# machine: enough to keep a few cores or devices busy.
+ORDERED_PARTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,3 +121,15 @@ def segments(lengths: np.ndarray | None, count: int, capacity: int, lanes: int, 
         stops = np.cumsum(np.bincount(owner, minlength=threads)).astype(np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), stops[:-1]])
     return [Segment(order, start, stop) for start, stop in zip(starts, stops, strict=True)]
+
+
+def ordered_segments(lengths: np.ndarray, count: int, capacity: int) -> list[Segment]:
+    """The cohort cut, in its order, into segments of about as many examples each, the same on every machine."""
+    order = np.zeros(capacity, np.int32)
+    order[:count] = np.arange(count)
+    before = np.cumsum(lengths[:count], dtype=np.int64) - lengths[:count]
+    parts = min(ORDERED_PARTS, count)
+    owner = before * parts // max(1, int(lengths[:count].sum()))
+    edges = np.searchsorted(owner, np.arange(parts + 1)).astype(np.int32)
+    edges[-1] = count
+    return [Segment(order, start, stop) for start, stop in itertools.pairwise(edges) if stop > start]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import CardinalityError, KoinonTypeError, UnknownClientError
+from koinon._jax import Device
 from koinon.computation._flat import leaf_types
 from koinon.types import StructType, TensorType, Type, to_container
 
@@ -43,6 +44,7 @@ class PackedSequences:
         self.offsets = np.asarray(offsets, np.int32)
         self.lengths = np.asarray(lengths, np.int32)
         self._on_device: tuple[jax.Array, ...] | None = None
+        self._copies: dict[Device, tuple[jax.Array, ...]] = {}
         self._room = 0
         if self.offsets.shape != self.lengths.shape or self.offsets.ndim != 1:
             raise CardinalityError(
@@ -83,11 +85,12 @@ class PackedSequences:
         """The number of clients whose sequences are packed."""
         return len(self.offsets)
 
-    def on_device(self, room: int = 0) -> tuple[jax.Array, ...]:
-        """The buffers on the default device, copied there at the first use and kept.
+    def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
+        """The buffers on a device, copied there at the first use and kept.
 
         Args:
           room: at least so many rows follow the last example, so that a batch that begins at it can be read at once.
+          device: the device; None for the default one.
         """
         if self._on_device is None or self._room < room:
             # Room for the batches of programs yet to come, so that those that ran already need not be compiled again.
@@ -97,7 +100,12 @@ class PackedSequences:
             buffers = [_with_room(buffer, end + room) for buffer in self.buffers]
             self._on_device = tuple([jax.device_put(buffer) for buffer in buffers])
             self._room = room
-        return self._on_device
+            self._copies.clear()
+        if device is None:
+            return self._on_device
+        if device not in self._copies:
+            self._copies[device] = tuple([jax.device_put(buffer, device) for buffer in self._on_device])
+        return self._copies[device]
 
     def __repr__(self) -> str:
         total = int(self.lengths.sum())

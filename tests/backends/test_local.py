@@ -162,7 +162,56 @@ def test_the_same_round_twice_has_the_same_bits() -> None:
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("name", ["lanes", "threads"])
+def test_the_order_of_a_deterministic_sum_is_that_of_the_cohort() -> None:
+    """The same bits for any number of threads and devices, and another order of the cohort gives others."""
+    chosen = cohort(clients=300)
+    rounds = []
+    for options in ({"threads": 1}, {"threads": 2}, {"devices": 2}, {"strategy": "sharded"}):
+        with ko.backends.use(LocalBackend(deterministic=True, **options)):
+            rounds.append(np.asarray(NEXT(STATE, chosen)["w"]))
+    for found in rounds[1:]:
+        np.testing.assert_array_equal(found, rounds[0])
+    with ko.backends.use(LocalBackend(threads=1)):
+        whole = np.asarray(NEXT(STATE, chosen)["w"])
+    np.testing.assert_allclose(rounds[0], whole, rtol=1e-5)
+
+
+def test_devices_share_the_clients_of_a_round() -> None:
+    """Each has a copy of the data, made once; the results are those of one device."""
+    chosen, data = cohort(clients=300), DATA
+    with ko.backends.use("reference"):
+        expected = NEXT(STATE, cohort(clients=300))
+    backend = LocalBackend(devices=2)
+    with ko.backends.use(backend):
+        found = NEXT(STATE, chosen)
+        copy = data.on_device(device=jax.local_devices()[1])
+        NEXT(found, chosen)
+    np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-5)
+    assert found["w"].devices() == {jax.local_devices()[0]}
+    assert {device for buffer in copy for device in buffer.devices()} == {jax.local_devices()[1]}
+    assert all(a is b for a, b in zip(copy, data.on_device(device=jax.local_devices()[1]), strict=True))
+    assert backend.explain(NEXT, STATE, chosen).devices == 2
+
+
+def test_a_strategy_stands_for_options() -> None:
+    """One name for what the three options say together; what contradicts it is refused."""
+    sequential = LocalBackend(strategy="sequential").options
+    assert (sequential.lanes, sequential.threads, sequential.homes()) == (1, 1, (None,))
+    assert LocalBackend(strategy="lanes").options.lanes == 16
+    assert LocalBackend(strategy="sharded", threads=3).options.threads == 3
+    with pytest.raises(KoinonValueError, match="The strategy 'sequential' has lanes=1"):
+        LocalBackend(strategy="sequential", lanes=4)
+    with pytest.raises(KoinonValueError, match="There is no such strategy"):
+        LocalBackend(strategy="parallel")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(KoinonValueError, match="There are not so many devices"):
+        LocalBackend(devices=99)
+    with pytest.raises(KoinonValueError, match="The first of the devices does the server's work"):
+        LocalBackend(devices=jax.local_devices()[1:])
+    with pytest.raises(KoinonValueError, match="Lanes add up in another order"):
+        LocalBackend(lanes=4, deterministic=True)
+
+
+@pytest.mark.parametrize("name", ["lanes", "threads", "devices"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "two"])
 def test_options_are_positive_ints(name: str, value: Any) -> None:
     """A wrong option is refused when the engine is made."""
@@ -173,7 +222,8 @@ def test_options_are_positive_ints(name: str, value: Any) -> None:
 def test_the_engine_prints_its_settings() -> None:
     """For those who look at what runs."""
     assert (
-        repr(LocalBackend(lanes=2)) == "LocalBackend(default_num_clients=0, lanes=2, threads=None, deterministic=False)"
+        repr(LocalBackend(lanes=2))
+        == "LocalBackend(default_num_clients=0, lanes=2, threads=None, devices=None, deterministic=False)"
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koinon as ko
-from koinon.backends._schedule import Work, choose_lanes, choose_threads, segments
+from koinon.backends._schedule import ORDERED_PARTS, Work, choose_lanes, choose_threads, ordered_segments, segments
 
 SIZES = st.lists(st.integers(0, 500), min_size=1, max_size=70)
 
@@ -99,3 +99,15 @@ def test_an_option_that_is_no_positive_int_is_refused(option: str, value: object
     """The engine says which option is wrong before anything runs."""
     with pytest.raises(ko.errors.KoinonValueError, match=option):
         ko.backends.LocalBackend(**{option: value})
+
+
+@given(st.lists(st.integers(0, 50), max_size=40))
+def test_segments_in_order_are_the_cohort(lengths: list[int]) -> None:
+    """Together they are all clients in their order, and none has much more than its share of the examples."""
+    sizes = np.array(lengths, np.int32)
+    parts = ordered_segments(sizes, len(lengths), 64)
+    taken = [int(position) for part in parts for position in part.order[part.start : part.stop]]
+    assert taken == list(range(len(lengths)))
+    for part in parts:
+        share = sizes[part.order[part.start : part.stop]]
+        assert share.sum() <= sizes.sum() / ORDERED_PARTS + sizes.max() + sizes.sum() * (len(lengths) < ORDERED_PARTS)
