@@ -12,6 +12,7 @@ weighted by examples, server rate 1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Workload:
     batch_size: int
     learning_rate: float = 0.05
 
-    @property
+    @functools.cached_property
     def offsets(self) -> np.ndarray:
         """The row at which each client's examples start."""
         return np.concatenate([[0], np.cumsum(self.sizes)[:-1]]).astype(np.int64)
