@@ -7,6 +7,7 @@ the cohort of a round is two small vectors of integers.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from koinon.types import StructType, TensorType, Type, to_container
 
 _COMMON_ROOM = 512
 _COMMON_BYTES = 2**23
+_ALIGNMENT = 64
 
 
 class PackedSequences:
@@ -94,8 +96,7 @@ class PackedSequences:
         """
         if self._on_device is None or self._room < room:
             # Room for the batches of programs yet to come, so that those that ran already need not be compiled again.
-            row = max([buffer[:1].nbytes for buffer in self.buffers], default=0)
-            room = max(room, _COMMON_ROOM if row * _COMMON_ROOM <= _COMMON_BYTES else 0)
+            room = max(room, common_room([buffer[:1].nbytes for buffer in self.buffers]))
             end = int((self.offsets + self.lengths).max(initial=0))
             buffers = [_with_room(buffer, end + room) for buffer in self.buffers]
             self._on_device = tuple([jax.device_put(buffer) for buffer in buffers])
@@ -118,7 +119,26 @@ def _with_room(buffer: Any, rows: int) -> Any:
         return buffer
     if isinstance(buffer, jax.Array):
         return jnp.concatenate([buffer, jnp.empty((missing, *buffer.shape[1:]), buffer.dtype)])
-    return np.concatenate([buffer, np.zeros((missing, *buffer.shape[1:]), buffer.dtype)])
+    padded = aligned_empty((rows, *buffer.shape[1:]), buffer.dtype)
+    padded[: len(buffer)], padded[len(buffer) :] = buffer, 0
+    return padded
+
+
+def common_room(row_bytes: Sequence[int]) -> int:
+    """The rows that follow the last example of packed buffers on a device, unless a program needs more.
+
+    Args:
+      row_bytes: the size of a row of each buffer.
+    """
+    return _COMMON_ROOM if max(row_bytes, default=0) * _COMMON_ROOM <= _COMMON_BYTES else 0
+
+
+def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array, not yet filled, that lies in memory as a CPU device wants it, so that the device need not copy it."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class Cohort:

@@ -11,6 +11,7 @@ import numpy as np
 
 from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError
 from koinon.computation import Cohort, PackedSequences
+from koinon.computation._data import aligned_empty, common_room
 from koinon.simulation._columns import Columns, assemble, read_columns
 from koinon.simulation._ids import as_ids, unknown_client_error
 from koinon.simulation._prefetch import prefetch_cohorts
@@ -213,9 +214,18 @@ class ClientData:
         num_rows = int(lengths.sum())
         if num_rows > _MAX_ROWS:
             raise KoinonValueError(f"A federated dataset has at most {_MAX_ROWS} examples.", found=str(num_rows))
-        buffers = [leaf if rows is None else leaf[rows] for leaf in columns.leaves]
-        for buffer in buffers:
+        # The room that the device wants is there from the start, so that a CPU device shares the arrays.
+        room = common_room([leaf[:1].nbytes for leaf in columns.leaves])
+        buffers = []
+        for leaf in columns.leaves:
+            buffer = aligned_empty((num_rows + room, *leaf.shape[1:]), leaf.dtype)
+            if rows is None:
+                buffer[:num_rows] = leaf
+            else:
+                np.take(leaf, rows, 0, buffer[:num_rows], mode="clip")
+            buffer[num_rows:] = 0
             buffer.flags.writeable = False
+            buffers.append(buffer)
         offsets = np.cumsum(lengths) - lengths
         packed = PackedSequences(columns.element_type, buffers, offsets, lengths)
         return cls(packed, client_ids, np.arange(len(lengths), dtype=np.int32))
@@ -352,6 +362,24 @@ class ClientData:
                 for client_id, position in zip(self._client_ids, self._positions, strict=True)
             }
         )
+
+    def all_examples(self, seed: int | None = None) -> Any:
+        """The examples of all clients, stacked: for a test set at the server, or to train without federation.
+
+        Args:
+          seed: None for one client after the other; a number for another order of the examples.
+
+        Example:
+          >>> import numpy as np
+          >>> data = ClientData.from_clients({"ann": np.arange(4), "bob": np.arange(2)})
+          >>> data.all_examples()
+          array([0, 1, 2, 3, 0, 1])
+        """
+        lengths = self._packed.lengths[self._positions].astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        rows = np.repeat(self._packed.offsets[self._positions] - starts, lengths) + np.arange(lengths.sum())
+        rows = rows if seed is None else np.random.default_rng(seed).permutation(rows)
+        return assemble(self.element_type, [np.asarray(buffer)[rows] for buffer in self._packed.buffers])
 
     def describe(self) -> ClientDataSummary:
         """The number of examples of each client and, where examples have a label, of each label.

@@ -59,3 +59,14 @@ def test_a_cohort_is_the_datasets_of_its_clients(engine: str, ids: list[str] | N
             assert count == listed_count
     np.testing.assert_allclose(total, sum(map(expected_of, datasets), np.zeros(2)), rtol=1e-6)
     assert count == sum(map(DATA.num_examples, names))
+
+
+def test_a_cpu_device_shares_the_arrays_of_a_dataset() -> None:
+    """Data that is packed once needs no second copy for the device."""
+    arrays = {"x": np.arange(12, dtype=np.float32).reshape(6, 2), "y": np.arange(6, dtype=np.int32)}
+    data = ko.simulation.ClientData.from_arrays(arrays, list("abcabc"))
+    packed = data.cohort().packed
+    for buffer, placed in zip(packed.buffers, packed.on_device(), strict=True):
+        assert placed.unsafe_buffer_pointer() == buffer.ctypes.data
+    with pytest.raises(ValueError, match="read-only"):
+        packed.buffers[0][0] = 0
