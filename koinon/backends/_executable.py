@@ -28,7 +28,6 @@ from koinon.backends._program import ClientsArgument, Program, Rows, Segment, St
 from koinon.backends._reference import ReferenceBackend
 from koinon.backends._results import result_to_user
 from koinon.backends._schedule import (
-    THREADED_EXAMPLES,
     choose_lanes,
     choose_threads,
     clients_work,
@@ -147,7 +146,9 @@ class Executable:
 
     def _shares(self, lengths: np.ndarray | None, count: int) -> bool:
         """Whether the clients of a cohort can be dealt out, and are enough."""
-        return self._can_thread and lengths is not None and int(lengths[:count].sum()) >= THREADED_EXAMPLES
+        if not self._can_thread or lengths is None:
+            return False
+        return self._work.is_worth_sharing(int(lengths[:count].sum()))
 
     def _threads(self, lengths: np.ndarray | None, count: int) -> int:
         if not self._can_thread or lengths is None:

@@ -11,7 +11,7 @@ import jax
 from koinon.backends._aggregate import is_sum
 from koinon.backends._program import Program
 from koinon.backends._rewrite import rewritten
-from koinon.backends._schedule import CPU_LANES, SMALL_STEP, THREADED_EXAMPLES, programs_of
+from koinon.backends._schedule import CPU_LANES, SHARED_WORK, SMALL_STEP, programs_of
 from koinon.compiler import Plan, Step
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import LocalFunction
@@ -63,7 +63,7 @@ class Explanation:
             f"  lanes      {side} (side by side below {SMALL_STEP:,} operations and from {4 * CPU_LANES} clients)"
         )
         lines.append(
-            f"  threads    {self.threads} (several from {THREADED_EXAMPLES} examples, where sums are all that is kept)"
+            f"  threads    {self.threads} (several from {SHARED_WORK:,} operations, where sums are all that is kept)"
         )
         if self.devices > 1:
             lines.append(f"  devices    {self.devices}, each with a copy of the data")

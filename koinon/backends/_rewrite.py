@@ -13,12 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer, eval_jaxpr
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from koinon._jax import scan_counts
 from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
 from koinon.backends._estimate import sub_jaxprs
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
+
+# With fewer columns the product with a transpose is as fast as with the transposed matrix.
+FEWEST_COLUMNS = 32
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 
@@ -159,18 +162,25 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
         if eqn.primitive.name == "select_and_scatter_add" and has_separate_windows(eqn):
             names.append("separate_windows")
         if eqn.primitive.name == "scan":
-            if _accumulated_products(eqn.params["jaxpr"].jaxpr, *scan_counts(eqn.params)):
+            num_consts, num_carry = scan_counts(eqn.params)
+            if _accumulated_products(eqn.params["jaxpr"].jaxpr, num_consts, num_carry):
                 names.append("hoisted_weight_gradient")
+            if _transposed_operands(eqn.params["jaxpr"].jaxpr, num_consts):
+                names.append("hoisted_transpose")
         for sub in sub_jaxprs(eqn):
             names.extend(rewritten(sub))
     return names
 
 
-def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
-    """Takes products that a scan only adds up out of the scan: their operands are stacked, and multiplied once.
+def faster_scan(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    """Takes out of a scan what need not be done in each of its steps, as the gradient of a recurrent layer does.
 
-    The backward pass of a recurrent layer adds the gradient of its weights step by step, a product of a few rows each
-    time; one product of all rows at once is far faster.
+    Products that a scan only adds up: their operands are stacked, and multiplied once. The backward pass adds the
+    gradient of the weights step by step, a product of a few rows each time; one product of all rows at once is far
+    faster.
+
+    Products with the transpose of a matrix that stays the same: it is transposed once. XLA's CPU compiler would
+    transpose the weights in every step, which takes longer than the product.
     """
     if eqn.primitive.name != "scan":
         return None
@@ -178,12 +188,13 @@ def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
     body: ClosedJaxpr = params["jaxpr"]
     num_consts, num_carry = scan_counts(params)
     found = _accumulated_products(body.jaxpr, num_consts, num_carry)
-    if not found:
+    transposed = _transposed_operands(body.jaxpr, num_consts)
+    if not found and not transposed:
         return None
     kept = [i for i in range(num_carry) if i not in found]
-    consts = inputs[:num_consts]
+    consts = [*inputs[:num_consts], *[jnp.transpose(inputs[i]) for i in transposed]]
     carry = inputs[num_consts : num_consts + num_carry]
-    step = rewrite(_without_products(body, found, num_consts), CPU_RULES)
+    step = rewrite(_with_transposed(_without_products(body, found, num_consts), num_consts, transposed), CPU_RULES)
 
     def scan_body(state: Any, slices: Any) -> Any:
         outputs = eval_jaxpr(step.jaxpr, step.consts, *consts, *state, *slices)
@@ -206,6 +217,38 @@ def hoisted_weight_gradient(eqn: Any, inputs: list[Any]) -> list[Any] | None:
         left, right = [operands[atom] for atom in product.invars]
         results[index] = carry[index] + jnp.transpose(_stacked_product(product, left, right), permutation)
     return [*[results[i] for i in range(num_carry)], *stacked[:num_ys]]
+
+
+def _transposed_operands(jaxpr: Jaxpr, num_consts: int) -> list[int]:
+    """The constants of a scan that are the right factor of a product over their last dimension."""
+    places = {var: i for i, var in enumerate(jaxpr.invars[:num_consts])}
+    return sorted({places[eqn.invars[1]] for eqn in jaxpr.eqns if _is_product_with_transpose(eqn, places)})
+
+
+def _is_product_with_transpose(eqn: Any, constants: Any) -> bool:
+    if eqn.primitive.name != "dot_general" or isinstance(eqn.invars[1], Literal) or eqn.invars[1] not in constants:
+        return False
+    (_, right), _ = eqn.params["dimension_numbers"]
+    shape = eqn.invars[1].aval.shape
+    return len(shape) == 2 and tuple(right) == (1,) and shape[0] >= FEWEST_COLUMNS
+
+
+def _with_transposed(body: ClosedJaxpr, num_consts: int, transposed: list[int]) -> ClosedJaxpr:
+    """The body of a scan with the transposes of some constants as further constants, and products with them."""
+    jaxpr = body.jaxpr
+    constants = [jaxpr.invars[i] for i in transposed]
+    others = {var: Var(var.aval.update(shape=var.aval.shape[::-1])) for var in constants}
+    eqns = []
+    for eqn in jaxpr.eqns:
+        if _is_product_with_transpose(eqn, others):
+            (left, _), batch = eqn.params["dimension_numbers"]
+            params = {**eqn.params, "dimension_numbers": ((left, (0,)), batch)}
+            eqn = eqn.replace(invars=[eqn.invars[0], others[eqn.invars[1]]], params=params)
+        eqns.append(eqn)
+    invars = [*jaxpr.invars[:num_consts], *others.values(), *jaxpr.invars[num_consts:]]
+    return ClosedJaxpr(
+        jaxpr.replace(invars=invars, eqns=eqns, debug_info=jaxpr.debug_info.with_unknown_names()), body.consts
+    )
 
 
 def _accumulated_products(jaxpr: Jaxpr, num_consts: int, num_carry: int) -> dict[int, Any]:
@@ -274,7 +317,12 @@ def _variables(eqn: Any) -> list[Any]:
 def _stacked_product(product: Any, left: Any, right: Any) -> Any:
     """The sum of the products of all steps, with the steps as one more dimension to contract."""
     (contract_left, contract_right), _ = product.params["dimension_numbers"]
+    leading = tuple(range(len(contract_left)))
     dimensions = ((0, *[d + 1 for d in contract_left]), (0, *[d + 1 for d in contract_right]))
+    if tuple(contract_left) == tuple(contract_right) == leading:
+        # As matrices, so that XLA does not choose another layout for the stacks.
+        left, right = [a.reshape(-1, *a.shape[1 + len(leading) :]) for a in (left, right)]
+        dimensions = ((0,), (0,))
     return jax.lax.dot_general(
         left,
         right,
@@ -284,4 +332,4 @@ def _stacked_product(product: Any, left: Any, right: Any) -> Any:
     )
 
 
-CPU_RULES: tuple[Rule, ...] = (canonical_convolution, separate_windows, hoisted_weight_gradient)
+CPU_RULES: tuple[Rule, ...] = (canonical_convolution, separate_windows, faster_scan)

@@ -14,7 +14,7 @@ import os
 import jax
 import numpy as np
 
-from koinon.backends._estimate import operations, step_operations
+from koinon.backends._estimate import largest_read, operations, step_operations
 from koinon.backends._program import Segment
 from koinon.compiler import Plan
 from koinon.compiler._program import program_p
@@ -30,7 +30,9 @@ ACCELERATOR_LANES = 256
 
 # Above this many operations XLA splits the work of a single step over the cores by itself.
 LARGE_STEP = 1_000_000_000
-THREADED_EXAMPLES = 512
+
+# Below this many operations in a round, a few hundred microseconds, threads cost more than they gain.
+SHARED_WORK = 10_000_000
 
 # The parts of a cohort whose sums are added up in the order of the cohort, where that order must not depend on the
 # machine: enough to keep a few cores or devices busy.
@@ -43,6 +45,7 @@ class Work:
 
     Attributes:
       step: the operations of a step of its largest fold; None where there is no fold over a sequence.
+      rows: the examples that a step reads at once.
       whole: the operations of all its programs, a fold counted as one step.
       can_batch: whether several clients can run side by side.
     """
@@ -50,6 +53,13 @@ class Work:
     step: int | None
     whole: int
     can_batch: bool
+    rows: int = 1
+
+    def is_worth_sharing(self, examples: int) -> bool:
+        """Whether a cohort with so many examples has work for several threads or devices."""
+        if self.step is None:
+            return False
+        return max(self.step, SMALL_STEP) * (examples // max(1, self.rows)) >= SHARED_WORK
 
 
 def clients_work(plan: Plan) -> Work:
@@ -59,6 +69,7 @@ def clients_work(plan: Plan) -> Work:
     return Work(
         step=max([step for step in steps if step is not None], default=None),
         whole=sum(operations(node.program.jaxpr) for node in programs),
+        rows=max([largest_read(node.program.jaxpr) for node in programs], default=1),
         can_batch=not any(eqn.primitive is program_p for node in programs for eqn in node.program.jaxpr.eqns),
     )
 
@@ -90,7 +101,7 @@ def choose_threads(work: Work, count: int, examples: int) -> int:
     """On how many threads the clients run."""
     if jax.default_backend() != "cpu" or work.step is None or work.step > LARGE_STEP:
         return 1
-    if examples < THREADED_EXAMPLES:
+    if not work.is_worth_sharing(examples):
         return 1
     return max(1, min(available_cores(), count // 2))
 

@@ -102,6 +102,31 @@ def test_products_that_a_scan_only_adds_up_move_out_of_it() -> None:
     assert (4, 4) not in carried
 
 
+def test_weights_are_transposed_once_and_not_in_every_step() -> None:
+    """No product inside the scan is with the last dimension of a large matrix that stays the same."""
+    rng = np.random.default_rng(3)
+    weights, inputs = rng.normal(size=(40, 40)).astype(np.float32), rng.normal(size=(5, 2, 40)).astype(np.float32)
+
+    def unrolled(weights: Any, inputs: Any) -> Any:
+        def step(state: Any, x: Any) -> Any:
+            state = jnp.tanh((state + x) @ weights.T * 0.1)
+            return state, state
+
+        return jax.lax.scan(step, jnp.zeros((2, 40)), inputs)[1]
+
+    rules = assert_same_results(jax.grad(lambda w, x: (unrolled(w, x) ** 2).sum(), argnums=(0, 1)), weights, inputs)
+    closed = rewrite(jax.make_jaxpr(lambda w, x: jax.vjp(unrolled, w, x)[1](x))(weights, inputs), CPU_RULES)
+
+    assert rules["hoisted_transpose"] >= 1
+    for eqn in equations(closed.jaxpr):
+        if eqn.primitive.name == "scan":
+            inner = eqn.params["jaxpr"].jaxpr
+            constants = inner.invars[: scan_counts(eqn.params)[0]]
+            for product in inner.eqns:
+                if product.primitive.name == "dot_general" and product.invars[1] in constants:
+                    assert product.params["dimension_numbers"][0][1] == (0,)
+
+
 def test_rules_reach_into_loops_branches_and_folds() -> None:
     """A convolution inside a fold inside a branch is rewritten too."""
     kernel = np.ones((4, 3, 2, 2), np.float32)

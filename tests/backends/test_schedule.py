@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import koinon as ko
-from koinon.backends._schedule import ORDERED_PARTS, Work, choose_lanes, choose_threads, ordered_segments, segments
+from koinon.backends._schedule import (
+    ORDERED_PARTS,
+    Work,
+    available_cores,
+    choose_lanes,
+    choose_threads,
+    ordered_segments,
+    segments,
+)
 
 SIZES = st.lists(st.integers(0, 500), min_size=1, max_size=70)
 
@@ -54,6 +62,8 @@ def test_threads_are_for_folds_over_many_examples() -> None:
     assert choose_threads(Work(step=None, whole=10, can_batch=True), 100, 10_000) == 1
     assert choose_threads(Work(step=1_000, whole=1_000, can_batch=True), 100, 10) == 1
     assert choose_threads(Work(step=10**10, whole=10**10, can_batch=True), 100, 10_000) == 1
+    assert choose_threads(Work(step=1_000, whole=1_000, can_batch=True, rows=20), 100, 400) == 1
+    assert choose_threads(Work(step=10**8, whole=10**8, can_batch=True, rows=4), 10, 400) == min(available_cores(), 5)
 
 
 @pytest.mark.parametrize("options", [{"lanes": 4}, {"threads": 2}, {"lanes": 4, "threads": 2}, {"deterministic": True}])
