@@ -55,6 +55,32 @@ class PackedSequences:
             )
         self._check_buffers()
 
+    @classmethod
+    def pack(
+        cls, element_type: Type, leaves: Sequence[np.ndarray], lengths: np.ndarray, rows: np.ndarray | None = None
+    ) -> PackedSequences:
+        """Packs copies of examples, with the room that a device wants, so that a CPU device shares the arrays.
+
+        Args:
+          element_type: the type of one example.
+          leaves: one array `[examples, ...]` per leaf of `element_type`.
+          lengths: int `[clients]`, the number of each client's examples.
+          rows: the examples of the clients, client by client, as indices into `leaves`; None for all in order.
+        """
+        total = int(lengths.sum())
+        room = common_room([leaf[:1].nbytes for leaf in leaves])
+        buffers = []
+        for leaf in leaves:
+            buffer = aligned_empty((total + room, *leaf.shape[1:]), leaf.dtype)
+            if rows is None:
+                buffer[:total] = leaf
+            else:
+                np.take(leaf, rows, 0, buffer[:total], mode="clip")
+            buffer[total:] = 0
+            buffer.flags.writeable = False
+            buffers.append(buffer)
+        return cls(element_type, buffers, np.cumsum(lengths) - lengths, lengths)
+
     def _check_buffers(self) -> None:
         leaves = leaf_types(self.element_type)
         if len(self.buffers) != len(leaves):

@@ -11,7 +11,6 @@ import numpy as np
 
 from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError
 from koinon.computation import Cohort, PackedSequences
-from koinon.computation._data import aligned_empty, common_room
 from koinon.simulation._columns import Columns, assemble, read_columns
 from koinon.simulation._ids import as_ids, unknown_client_error
 from koinon.simulation._prefetch import prefetch_cohorts
@@ -214,20 +213,7 @@ class ClientData:
         num_rows = int(lengths.sum())
         if num_rows > _MAX_ROWS:
             raise KoinonValueError(f"A federated dataset has at most {_MAX_ROWS} examples.", found=str(num_rows))
-        # The room that the device wants is there from the start, so that a CPU device shares the arrays.
-        room = common_room([leaf[:1].nbytes for leaf in columns.leaves])
-        buffers = []
-        for leaf in columns.leaves:
-            buffer = aligned_empty((num_rows + room, *leaf.shape[1:]), leaf.dtype)
-            if rows is None:
-                buffer[:num_rows] = leaf
-            else:
-                np.take(leaf, rows, 0, buffer[:num_rows], mode="clip")
-            buffer[num_rows:] = 0
-            buffer.flags.writeable = False
-            buffers.append(buffer)
-        offsets = np.cumsum(lengths) - lengths
-        packed = PackedSequences(columns.element_type, buffers, offsets, lengths)
+        packed = PackedSequences.pack(columns.element_type, columns.leaves, lengths, rows)
         return cls(packed, client_ids, np.arange(len(lengths), dtype=np.int32))
 
     @property
