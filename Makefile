@@ -10,10 +10,10 @@ JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check docs bench soak clean
+.PHONY: help demo test check docs bench bench-compare soak clean
 
 help: ## Says what there is.
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
 
 demo: $(VENV)/.demo ## Trains on the handwritten digits that 100 clients hold.
 	$(BIN)/koinon run digits
@@ -37,12 +37,16 @@ bench: $(VENV)/.test ## Measures koinon and hand-written JAX; each line that it 
 	for workload in W1 W2 W3 W4; do for contestant in koinon handwritten; do \
 		$(BIN)/python benchmarks/bench_$$contestant.py $$workload || exit 1; done; done
 
+bench-compare: $(VENV)/.test ## Measures koinon next to its peers, in environments of their own, and writes docs/benchmarks.md.
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/report.py
+
 soak: $(VENV)/.test ## Runs the tests that take minutes, and looks for new examples in all property tests.
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m pytest --hypothesis-profile=soak
 
 clean: ## Removes the environment and everything that was built; runs/ stays.
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.envs build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says that the extras of a target are installed as pyproject.toml asks for them. pip compiles bytecode.

@@ -56,7 +56,7 @@ from koinon.computation import (
 from koinon.types import CLIENTS, SERVER, to_type
 
 if TYPE_CHECKING:
-    from koinon import aggregators, learning, privacy, program, simulation, templates, testing
+    from koinon import aggregators, learning, privacy, program, secure, simulation, templates, testing
 
 __version__ = "0.1.0"
 
@@ -98,6 +98,7 @@ __all__ = [
     "learning",
     "privacy",
     "program",
+    "secure",
     "sequence_map",
     "sequence_reduce",
     "sequence_sum",
@@ -109,7 +110,7 @@ __all__ = [
 ]
 
 # Imported when they are first used: a program that needs the language alone does not wait for optax.
-_LAZY = frozenset({"aggregators", "learning", "privacy", "program", "simulation", "templates", "testing"})
+_LAZY = frozenset({"aggregators", "learning", "privacy", "program", "secure", "simulation", "templates", "testing"})
 
 
 def __getattr__(name: str) -> ModuleType:

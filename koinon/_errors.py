@@ -235,6 +235,10 @@ class SecureSumRangeError(KoinonValueError):
     """An integer of a client, or a sum of them, is outside the range that a secure sum was declared for."""
 
 
+class SecureSumFieldError(KoinonValueError):
+    """The integers that a secure sum is made with are too few for the number of clients; known before it runs."""
+
+
 class UnboundedLoopError(KoinonTypeError):
     """Reverse-mode differentiation reached a loop whose number of steps has no static bound."""
 
@@ -337,6 +341,53 @@ class ExtractingDpEventFromInitialStateError(KoinonValueError):
     """The state of a differentially private aggregation was asked for its noise before the first round."""
 
 
+class RobustOverSecureSumError(KoinonTypeError):
+    """A rule that looks at the value of each client was put where the server sees sums only, or the other way round."""
+
+
+class BoundsDifferentTypesError(KoinonTypeError):
+    """One bound of a secure sum is a constant, and the other a placed value."""
+
+
+class BoundsDifferentSignaturesError(KoinonTypeError):
+    """The two bounds of a secure sum have different types."""
+
+
+class BoundsNotPlacedAtServerError(KoinonTypeError):
+    """The bounds of a secure sum are placed elsewhere than at the server."""
+
+
+class StructuredBoundsTypeMismatchError(KoinonTypeError):
+    """Bounds of a secure sum that are a struct do not have the structure and the dtypes of the values."""
+
+
+class ScalarBoundStructValueDTypeError(KoinonTypeError):
+    """One bound was given for all values of a struct, which do not all have its dtype."""
+
+
+class ScalarBoundSimpleValueDTypeError(KoinonTypeError):
+    """The bounds of a secure sum have another dtype than the values."""
+
+
+class UnsupportedDTypeError(KoinonTypeError):
+    """Values of a dtype that a secure sum does not quantize."""
+
+
+# --- secure sums between machines ------------------------------------------------------------------------------------
+
+
+class SecureMessageError(KoinonValueError):
+    """A message of the secure sum protocol is malformed, tampered with, repeated, or not meant for this party."""
+
+
+class SecureRequestRefusedError(KoinonError, RuntimeError):
+    """A client refuses a request that could show its own number, or that of another client, to the server."""
+
+
+class SecureSumAbortedError(KoinonError, RuntimeError):
+    """A secure sum ended without a result, since too few clients were left; nothing of it was shown to anybody."""
+
+
 # --- learning --------------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +437,12 @@ class ProgramStateWriteError(ProgramStateError, OSError):
             hint="free space or fix the permissions, and save again",
         )
         self.errno = cause.errno
+
+
+class ReleasedValueNotFoundError(KoinonError, KeyError):
+    """No value was released under this key."""
+
+    __str__ = Exception.__str__
 
 
 class NotFilterableError(KoinonTypeError):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import io
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +19,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import koinon as ko
 from koinon.cli import _main, _run, main
 from koinon.cli._app import app
+from koinon.cli._load import load_task
+from koinon.cli._privacy import spent_epsilon, spent_rows
+from koinon.cli._progress import RunProgress
 from koinon.cli._text import wrap_types
+from koinon.learning.programs import RoundReport
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROUNDS = 12
@@ -185,6 +192,8 @@ def test_the_report_is_one_well_formed_page(finished: Any) -> None:
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
+    # The curves, and the labels of the clients to train with and to test with.
+    assert text.count("data:image/png;base64,") == 3
     assert {"img", "table", "pre", "details"} <= checker.seen
     for part in (
         "data:image/png;base64,",
@@ -243,6 +252,52 @@ def test_a_configuration_runs_again(finished: Any, tmp_path: pathlib.Path, monke
     config = tomllib.loads((tmp_path / "runs" / "signs-1" / "config.toml").read_text())
     assert config["hyperparameters"] == {"client_learning_rate": 0.0, "batch_size": 4}
     assert (config["rounds"], config["seed"]) == (3, 0)
+
+
+def test_paths_in_a_configuration_begin_at_its_folder(
+    finished: Any, task_file: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of a file that has a relative path is run again, and resumed, from anywhere, when both were moved too."""
+    out, _ = finished
+    source = tmp_path / "work" / "tasks"
+    shutil.copytree(pathlib.Path(task_file).parent, source, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path / "work")
+    call("run", "tasks/signs.py", "--out", "runs/a", "--rounds", 3)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved" / "runs")
+    assert call("run", "a/config.toml", "--out", "../b", "--rounds", ROUNDS).exit_code == 0
+    assert call("run", "../tasks/signs.py", "--out", "a", "--resume", "--rounds", ROUNDS).exit_code == 0
+
+    assert tomllib.loads(pathlib.Path("a/config.toml").read_text())["task"] == "../../tasks/signs.py"
+    assert tomllib.loads(pathlib.Path("../b/config.toml").read_text())["task"] == "../tasks/signs.py"
+    assert_same_run(out, tmp_path / "moved" / "runs" / "a")
+    assert_same_run(out, tmp_path / "moved" / "b")
+
+
+def test_a_task_may_choose_the_clients_of_a_round(task_file: str, tmp_path: pathlib.Path) -> None:
+    """`build_sampler` gets the clients, how many a round has, and the seed; its cohorts may have any size."""
+    path = pathlib.Path(task_file).with_name("choosy.py")
+    path.write_text(
+        """
+import dataclasses
+from parts_of_signs import make_task
+
+def build_sampler(client_ids, clients_per_round, seed):
+    assert (clients_per_round, seed) == (2, 5)
+    return lambda number: client_ids[: number + 1]
+
+task = lambda seed: dataclasses.replace(make_task(seed), build_sampler=build_sampler)
+""",
+        encoding="utf-8",
+    )
+    call("run", path, "--out", tmp_path / "a", "--rounds", 3, "--seed", 5)
+    train = load_task(str(path), 5).train
+    sizes = [train.num_examples(client_id) for client_id in train.client_ids]
+    with open(tmp_path / "a" / "metrics.csv", encoding="utf-8") as file:
+        found = [int(row["train/num_examples"]) for row in csv.DictReader(file)]
+
+    assert found == [sum(sizes[: number + 1]) for number in (1, 2, 3)]
 
 
 def test_the_reference_gives_nearly_the_same(finished: Any, task_file: str, tmp_path: pathlib.Path) -> None:
@@ -448,6 +503,62 @@ def test_runs_are_compared(finished: Any, task_file: str, tmp_path: pathlib.Path
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_released_metrics_are_compared_with_runs(finished: Any, tmp_path: pathlib.Path) -> None:
+    """A CSV file of a program of one's own, or its folder: under the names of `koinon run`, without settings."""
+    out, _ = finished
+    manager = ko.program.CSVFileReleaseManager(tmp_path / "own" / "metrics.csv")
+    for number, accuracy in enumerate([0.5, 0.75, 0.625], 1):
+        spent = {"epsilon": 2.0 * number, "delta": 1e-5}
+        value = {"client_work": {"train": {"loss": 1 / number}}, "aggregator": {"privacy_spent": spent}}
+        manager.release({**value, "evaluation": {"accuracy": accuracy}}, number)
+    for path in (tmp_path / "own", tmp_path / "own" / "metrics.csv"):
+        result = call("compare", path, out, "--out", tmp_path / "plot.png")
+        header, first, second = result.output.splitlines()[:3]
+
+        assert result.exit_code == 0
+        assert re.split("  +", header) == [
+            "run", "rounds", "train loss", "test", "best test", "in round", "clients p10", "epsilon spent", "time",
+        ]  # fmt: skip
+        assert first.split() == [path.name if path.is_dir() else str(path), "3", "0.3333", "accuracy", "0.6250",
+                                 "0.7500", "2", "6.00"]  # fmt: skip
+        assert second.split()[:2] == ["signs", "12"]
+    (tmp_path / "text.csv").write_text("round\nnone\n", encoding="utf-8")
+    assert "has no metrics yet" in call("compare", tmp_path / "text.csv").output
+
+
+def test_what_was_spent_of_privacy_is_told() -> None:
+    """The greatest epsilon of a round beside its loss; in the report each one, or rho where no delta was given."""
+    spent = {"epsilon": 1.25, "delta": 1e-5, "rounds": 3, "zcdp_rho": 0.05}
+    metrics = {"aggregator": {"zeroing": {"privacy_spent": spent}, "privacy_spent": {"zcdp_rho": 0.5, "rounds": 3}}}
+    assert spent_epsilon(metrics) == 1.25
+    assert spent_epsilon({"aggregator": {"privacy_spent": {"zcdp_rho": 0.5}}, "epsilon": 3.0}) is None
+    assert spent_epsilon(0.5) is None
+
+    columns = {"round": np.array([1.0, 2.0]), "aggregator/privacy_spent/zcdp_rho": np.array([0.25, 0.5])}
+    columns |= {f"aggregator/zeroing/privacy_spent/{name}": np.array([0.0, value]) for name, value in spent.items()}
+    assert spent_rows(columns) == [
+        ("zero-concentrated privacy spent, aggregator", "rho 0.500"),
+        ("epsilon spent, aggregator/zeroing", "1.250 for delta 1e-05"),
+    ]
+    assert spent_rows({"round": np.zeros(1)}) == []
+    output = io.StringIO()
+    progress = RunProgress(Console(file=output, width=200), "accuracy", 0, 2)
+    progress(RoundReport(1, {**metrics, "client_work": {"train": {"loss": 0.5}}}, None, 0.1))
+    assert output.getvalue() == "round 1/2  loss 0.5000  epsilon 1.25  compiled\n"
+
+
+def test_a_table_that_is_too_wide_is_turned(
+    finished: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """On a narrow terminal a run is a column."""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    lines = call("compare", finished[0], "--out", tmp_path / "plot.png").output.splitlines()
+
+    assert [line.split()[0] for line in lines[:3]] == ["run", "rounds", "train"]
+    assert max(map(len, lines[:-1])) <= 60
+
+
 def test_the_tasks_are_listed() -> None:
     """Each with a sentence."""
     result = call("tasks")
@@ -505,6 +616,12 @@ def test_the_bar_is_on_terminals_only(monkeypatch: pytest.MonkeyPatch, task_file
     assert "━" in result.output
     assert "round 2/2" in result.output
     assert "\x1b[3" not in result.output.replace("\x1b[?25", "")
+
+    monkeypatch.setenv("COLUMNS", "40")
+    result = call("run", task_file, "--out", tmp_path / "narrow", "--rounds", 2)
+    last = [line for line in re.split(r"[\r\n]|\x1b\[2K", result.output) if line.startswith("round 2/2")][-1]
+    assert re.fullmatch(r"round 2/2 loss \d\.\d{4}  accuracy \d\.\d{4} *", last)
+    assert "━" not in result.output
 
 
 def test_without_its_packages_the_command_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,21 +683,23 @@ def test_types_are_wrapped_where_a_reader_would() -> None:
 @pytest.mark.soak
 def test_two_hundred_kills_change_nothing(task_file: str, tmp_path: pathlib.Path) -> None:
     """A run that is killed at 200 random instants ends with the same bits, and has each round in its metrics once."""
-    rounds, rng = 4000, np.random.default_rng(0)
+    rounds, rng = 20_000, np.random.default_rng(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
+    path = killed / "metrics.csv"
     arguments = ["run", task_file, "--rounds", rounds, "--save-every", 1]
     call(*arguments, "--out", whole)
     for _ in range(200):
         resume = ["--resume"] if (killed / "config.toml").exists() else []
         process = start(*arguments, "--out", killed, *resume, cwd=tmp_path)
-        path = killed / "metrics.csv"
-        if rng.random() < 0.9:
+        if rng.random() < 0.8:
+            # Most kills come while rounds are released and saved, the others while Python and JAX start.
             size = path.stat().st_size if path.exists() else 0
             while process.poll() is None and (path.stat().st_size if path.exists() else 0) == size:
                 time.sleep(0.001)
             time.sleep(float(rng.uniform(0, 0.05)))
         else:
-            time.sleep(float(rng.uniform(0, 10)))
+            time.sleep(float(rng.uniform(0, 4)))
+        assert process.poll() is None, "the run ended before it was killed"
         process.kill()
         process.communicate()
     result = call("run", task_file, "--out", killed, "--resume")

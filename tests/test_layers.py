@@ -22,6 +22,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "backends": LANGUAGE | {"compiler"},
     "templates": LANGUAGE,
     "privacy": LANGUAGE,
+    "secure": FLOOR_0 | {"types"},
     "aggregators": LANGUAGE | {"templates", "privacy"},
     "program": LANGUAGE | {"templates"},
     "learning": LANGUAGE | {"templates", "privacy", "aggregators", "program"},

@@ -181,7 +181,7 @@ def _bound(
 ) -> AggregationFactory:
     """The factory that measures each client's value, limits it, and hands it to an inner aggregation."""
     norms = norm if isinstance(norm, EstimationProcess) else _constant_norm(norm, names.norm)
-    _check_norm_process(norms, names.norm)
+    check_norm_process(norms, names.norm)
     check_factory(inner_factory, "inner_agg_factory")
     count_factory = SumFactory() if count_factory is None else count_factory
     check_unweighted_factory(count_factory, f"{names.limited_count}_sum_factory")
@@ -258,7 +258,7 @@ def _constant_norm(norm: object, label: str) -> EstimationProcess:
     return EstimationProcess(initialize_fn, next_fn, report_fn)
 
 
-def _check_norm_process(process: EstimationProcess, label: str) -> None:
+def check_norm_process(process: EstimationProcess, label: str) -> None:
     """Raises a TypeError unless a process takes float32 norms at the clients and reports one at the server."""
     parameter = process.next.type_signature.parameter
     if not isinstance(parameter, StructType) or len(parameter) != 2:

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable
 from typing import Any, TypeAlias, final
 
-from koinon._errors import KoinonTypeError
+from koinon._errors import KoinonTypeError, RobustOverSecureSumError
 from koinon.computation import federated_computation
 from koinon.templates._aggregation import AggregationProcess
 from koinon.types import (
@@ -23,7 +23,14 @@ ValueType: TypeAlias = TensorType | StructType
 
 
 class UnweightedAggregationFactory(abc.ABC):
-    """Makes aggregations of one value per client."""
+    """Makes aggregations of one value per client.
+
+    Attributes:
+      needs_each_value: whether the server has to see the value of each client, so that no sum can take the place of
+        the aggregation.
+    """
+
+    needs_each_value: bool = False
 
     @abc.abstractmethod
     def create(self, value_type: ValueType) -> AggregationProcess:
@@ -38,7 +45,13 @@ class UnweightedAggregationFactory(abc.ABC):
 
 
 class WeightedAggregationFactory(abc.ABC):
-    """Makes aggregations of one value and one weight per client."""
+    """Makes aggregations of one value and one weight per client.
+
+    Attributes:
+      needs_each_value: see `UnweightedAggregationFactory`.
+    """
+
+    needs_each_value: bool = False
 
     @abc.abstractmethod
     def create(self, value_type: ValueType, weight_type: ValueType) -> AggregationProcess:
@@ -88,7 +101,7 @@ def as_weighted_aggregator(unweighted_aggregator: UnweightedAggregationFactory) 
 
         return AggregationProcess(inner.initialize, next_fn, allow_type_change=True, parts=inner.parts)
 
-    return _WeightedFactory(create)
+    return _WeightedFactory(create, unweighted_aggregator)
 
 
 def factory_like(inner: AggregationFactory, create: Callable[..., AggregationProcess]) -> AggregationFactory:
@@ -98,7 +111,8 @@ def factory_like(inner: AggregationFactory, create: Callable[..., AggregationPro
       inner: the factory that the new one wraps.
       create: called as `create(value_type)` or `create(value_type, weight_type)`; returns the process.
     """
-    return _WeightedFactory(create) if isinstance(inner, WeightedAggregationFactory) else _UnweightedFactory(create)
+    is_weighted = isinstance(inner, WeightedAggregationFactory)
+    return _WeightedFactory(create, inner) if is_weighted else _UnweightedFactory(create, inner)
 
 
 def next_parameter(state_type: Type, value_type: ValueType, *weight_type: ValueType) -> StructType:
@@ -112,8 +126,9 @@ def next_parameter(state_type: Type, value_type: ValueType, *weight_type: ValueT
 
 @final
 class _UnweightedFactory(UnweightedAggregationFactory):
-    def __init__(self, create: Callable[..., AggregationProcess]) -> None:
+    def __init__(self, create: Callable[..., AggregationProcess], inner: AggregationFactory) -> None:
         self._create = create
+        self.needs_each_value = inner.needs_each_value
 
     def create(self, value_type: ValueType) -> AggregationProcess:
         check_value_type(value_type)
@@ -122,8 +137,9 @@ class _UnweightedFactory(UnweightedAggregationFactory):
 
 @final
 class _WeightedFactory(WeightedAggregationFactory):
-    def __init__(self, create: Callable[..., AggregationProcess]) -> None:
+    def __init__(self, create: Callable[..., AggregationProcess], inner: AggregationFactory) -> None:
         self._create = create
+        self.needs_each_value = inner.needs_each_value
 
     def create(self, value_type: ValueType, weight_type: ValueType) -> AggregationProcess:
         check_value_type(value_type)
@@ -167,8 +183,16 @@ def check_unweighted_factory(factory: object, label: str) -> None:
         raise KoinonTypeError(
             f"`{label}` must be an unweighted factory.",
             expected="UnweightedAggregationFactory",
-            found=type(factory).__qualname__,
-            hint="pass for example `SumFactory()`",
+            found=_named(factory),
+            hint="pass an instance, for example `SumFactory()`",
+        )
+    if factory.needs_each_value and label.endswith(("sum_factory", "record_aggregation_factory")):
+        raise RobustOverSecureSumError(
+            f"`{label}` must be a sum, and this is a rule that looks at the value of each client.",
+            expected="an aggregation that adds up, such as SumFactory or SecureSumFactory",
+            found=_named(factory),
+            hint="pass the rule as the aggregation itself, without a sum around it; or bound the influence of a client "
+            "by what works with sums, `NormBoundedMeanFactory` or `CenteredClippingFactory`",
         )
 
 
@@ -178,6 +202,11 @@ def check_factory(factory: object, label: str) -> None:
         raise KoinonTypeError(
             f"`{label}` must be a factory of aggregations.",
             expected="UnweightedAggregationFactory or WeightedAggregationFactory",
-            found=type(factory).__qualname__,
-            hint="pass for example `MeanFactory()`",
+            found=_named(factory),
+            hint="pass an instance, for example `MeanFactory()`",
         )
+
+
+def _named(factory: object) -> str:
+    """What was passed for a factory: its class, or that it is a class itself."""
+    return f"the class {factory.__qualname__}" if isinstance(factory, type) else type(factory).__qualname__

@@ -17,7 +17,8 @@ class SumFactory(UnweightedAggregationFactory):
 
     Type: `(<<>@SERVER,{V}@CLIENTS> -> <state=<>@SERVER,result=V@SERVER,measurements=<>@SERVER>)`
 
-    This is the plain mathematics: what is not finite in, is not finite out, and the sum over no client is zero.
+    This is the plain mathematics: what is not finite in, is not finite out, and the sum over no client is zero. Sums of
+    integers are modulo `2**bits` of their dtype, as all arithmetic of JAX; `SecureSumFactory` never wraps.
 
     Example:
       >>> import koinon as ko

@@ -127,7 +127,7 @@ def show_command(
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[str], typer.Argument(help="Run folders.")],
+    runs: Annotated[list[str], typer.Argument(help="Run folders, or CSV files of released metrics.")],
     out: Annotated[str, typer.Option(metavar="FILE", help="Where to draw the curves.")] = "compare.png",
 ) -> None:
     """Compares runs: a table, and a plot of their curves."""

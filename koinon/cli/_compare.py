@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -12,27 +14,33 @@ from rich.console import Console
 from koinon.cli._config import RunConfig
 from koinon.cli._curves import new_figure
 from koinon.cli._errors import UsageError
-from koinon.cli._folder import RunFolder
+from koinon.cli._folder import RunFolder, read_table
+from koinon.cli._privacy import last_epsilon
 from koinon.cli._progress import duration
 from koinon.errors import MissingDependencyError
 
 
 class _Run(NamedTuple):
     name: str
-    config: RunConfig
+    config: RunConfig | None
     metrics: dict[str, np.ndarray]
     timing: dict[str, np.ndarray]
     metric: str
 
 
 def compare(paths: list[str], out: str, console: Console) -> None:
-    """Prints a table of the runs in these folders, and draws their curves to the file `out`.
+    """Prints a table of runs, and draws their curves to the file `out`.
+
+    Args:
+      paths: run folders; or files that a `CSVFileReleaseManager` has written, or folders of a `metrics.csv` of one.
+      out: the image file.
+      console: where to print.
 
     Raises:
       UsageError: if a folder has no run, or a run has no metrics yet.
     """
     runs = [_read(path) for path in paths]
-    console.print(_table(runs))
+    console.print(_table(runs, console.width if console.is_terminal else None))
     try:
         _draw(runs, out)
     except MissingDependencyError as error:
@@ -45,24 +53,63 @@ def compare(paths: list[str], out: str, console: Console) -> None:
 
 def _read(path: str) -> _Run:
     folder = RunFolder(path)
-    if not folder.config_path.is_file():
-        raise UsageError(f"There is no run in {path!r}: it has no config.toml.")
-    metrics = folder.read_metrics()
+    if pathlib.Path(path).is_file():
+        config, metrics, timing = None, _read_released(path), {}
+    elif folder.config_path.is_file():
+        config, metrics, timing = folder.read_config(), folder.read_metrics(), folder.read_timing()
+    elif folder.metrics_path.is_file():
+        config, metrics, timing = None, _read_released(folder.metrics_path), {}
+    else:
+        raise UsageError(f"There is no run in {path!r}: it has neither config.toml nor metrics.csv.")
     if not len(metrics.get("round", ())):
         raise UsageError(f"The run in {path!r} has no metrics yet.")
     metric = "accuracy" if "test/accuracy" in metrics or "train/accuracy" in metrics else "loss"
-    return _Run(pathlib.Path(path).name or path, folder.read_config(), metrics, folder.read_timing(), metric)
+    name = path if pathlib.Path(path).is_file() else pathlib.Path(path).resolve().name
+    return _Run(name, config, metrics, timing, metric)
 
 
-def _table(runs: list[_Run]) -> str:
-    """A line for each run, with a column for each setting in which the runs differ."""
+def _read_released(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The table that a `CSVFileReleaseManager` has written for a program, with the names that `koinon run` gives.
+
+    Raises:
+      UsageError: if the file is no table of numbers.
+    """
+    try:
+        released = read_table(pathlib.Path(path))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UsageError(f"The metrics {str(path)!r} cannot be read: {error}.") from None
+    # The first column is the key, whatever its name.
+    metrics = {"round" if i == 0 else _common_name(name): column for i, (name, column) in enumerate(released.items())}
+    return metrics if released and not np.isnan(metrics["round"]).any() else {}
+
+
+def _common_name(name: str) -> str:
+    """`train/loss` for `client_work/train/loss`, and `test/accuracy` for `evaluation/accuracy`."""
+    if name.startswith("evaluation/"):
+        name = name.removeprefix("evaluation/")
+        return name if name.startswith(("test/", "clients/")) else f"test/{name}"
+    return name.removeprefix("client_work/")
+
+
+def _table(runs: list[_Run], width: int | None) -> str:
+    """A line for each run, with a column for each setting in which the runs differ; turned where that is too wide."""
     differing = _differing(runs)
-    header = ["run", "rounds", "train loss", "test", "best test", "in round", "clients p10", "time", *differing]
+    facts = ["rounds", "train loss", "test", "best test", "in round", "clients p10", "epsilon spent", "time"]
+    header = ["run", *facts, *differing]
     rows = [header]
     for run in runs:
         settings = _settings(run)
         rows.append([run.name, *_cells(run), *(str(settings.get(name, "")) for name in differing)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    told = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    rows = [list(row) for row in zip(*told, strict=True)]
+    text = _aligned(rows)
+    if width is not None and max(map(len, text.splitlines())) > width:
+        text = _aligned([list(column) for column in zip(*rows, strict=True)])
+    return text
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
@@ -80,6 +127,7 @@ def _cells(run: _Run) -> list[str]:
         f"{run.metric} {_last(test)}",
         *best,
         _last(_known(run, f"clients/{run.metric}_p10")),
+        "" if (epsilon := last_epsilon(run.metrics)) is None else f"{epsilon:.2f}",
         "" if seconds is None else duration(float(np.nansum(seconds))),
     ]
 
@@ -99,6 +147,8 @@ def _number(value: float) -> str:
 
 def _settings(run: _Run) -> dict[str, Any]:
     config = run.config
+    if config is None:
+        return {}
     return {
         "task": config.task,
         "seed": config.seed,
@@ -110,7 +160,7 @@ def _settings(run: _Run) -> dict[str, Any]:
 
 def _differing(runs: list[_Run]) -> list[str]:
     """The settings that are not the same in all runs."""
-    settings = [_settings(run) for run in runs]
+    settings = [_settings(run) for run in runs if run.config is not None]
     names = dict.fromkeys(name for each in settings for name in each)
     return [name for name in names if len({repr(each.get(name)) for each in settings}) > 1]
 

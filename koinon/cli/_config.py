@@ -81,8 +81,17 @@ def to_toml(config: RunConfig, comment: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def seen_from(folder: str | os.PathLike[str], config: RunConfig) -> RunConfig:
+    """The configuration with its relative paths as they are to be written in a file in this folder."""
+    return dataclasses.replace(
+        config, **{name: _relative(path, folder) for name, path in _paths({"task": config.task, "data": config.data})}
+    )
+
+
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings in a TOML file, each checked to be of its kind; those that are missing are missing.
+
+    Relative paths in it begin at the folder of the file.
 
     Raises:
       UsageError: if the file cannot be read, is no TOML, or has a setting that there is not.
@@ -97,7 +106,23 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise UsageError(f"The configuration {str(path)!r} has {name!r}; there is {', '.join(_KINDS)}.")
         if type(value) is not kind:
             raise UsageError(f"`{name}` in {str(path)!r} must be of kind {kind.__name__}, and is {value!r}.")
-    return settings
+    folder = os.path.dirname(os.path.realpath(path))
+    return settings | {name: _relative(os.path.join(folder, value), os.curdir) for name, value in _paths(settings)}
+
+
+def _paths(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Those settings that are relative paths."""
+    return [
+        (name, settings[name])
+        for name in ("task", "data")
+        if (settings.get(name) if name == "data" else settings.get(name, "").endswith(".py"))
+        and not os.path.isabs(settings[name])
+    ]
+
+
+def _relative(path: str, folder: str | os.PathLike[str]) -> str:
+    """A path as seen from a folder; of what symbolic links lead to, since `..` does not lead back through them."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Scalar]:

@@ -86,4 +86,4 @@ def _distribution(axes: Any, rounds: np.ndarray, metrics: Mapping[str, np.ndarra
     axes.plot(rounds[known], median[known], color="black", linewidth=1.2, label="median")
     mean = metrics[f"clients/{metric}_mean"]
     axes.plot(rounds[known], mean[known], color="black", linestyle="--", linewidth=1.0, label="mean")
-    axes.legend(loc="lower right", ncols=2)
+    axes.legend(loc="best", ncols=2)

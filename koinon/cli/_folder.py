@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from koinon.cli._config import RunConfig, read_toml, to_toml
+from koinon.cli._config import RunConfig, read_toml, seen_from, to_toml
 from koinon.cli._errors import UsageError
 from koinon.program import CSVFileReleaseManager, FileProgramStateManager
 
@@ -71,7 +71,7 @@ class RunFolder:
         command = f"koinon run {config.task} --out {self.path} --resume"
         comment = f"What this run was started with; written by koinon.\nTo continue it:  {command}"
         temporary = self.config_path.with_suffix(".tmp")
-        temporary.write_text(to_toml(config, comment), encoding="utf-8")
+        temporary.write_text(to_toml(seen_from(self.path, config), comment), encoding="utf-8")
         os.replace(temporary, self.config_path)
 
     def read_config(self) -> RunConfig:

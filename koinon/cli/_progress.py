@@ -7,13 +7,17 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.table import Column
 
+from koinon.cli._privacy import spent_epsilon
 from koinon.learning.programs import RoundReport
 
 _LINES = 20
 _SECONDS_BETWEEN_LINES = 15.0
 _WINDOW = 50
+# What the numbers take, with a bar that still says something beside them.
+_WIDTH_WITH_BAR = 90
 
 
 class RunProgress:
@@ -39,12 +43,13 @@ class RunProgress:
         self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("round {task.completed}/{task.total}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.description}"),
-                console=console,
-            )
+            columns: list[ProgressColumn] = [
+                TextColumn("round {task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="crop")),
+            ]
+            if console.width >= _WIDTH_WITH_BAR:
+                columns.insert(1, BarColumn(bar_width=None))
+            self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("compiling ..", total=total, completed=done)
 
     def __enter__(self) -> RunProgress:
@@ -62,9 +67,9 @@ class RunProgress:
         self._times.append(now)
         self._evaluation = report.evaluation if report.evaluation is not None else self._evaluation
         number, is_first, self.has_begun = report.round_number, not self.has_begun, True
-        text = "  ".join([*self._numbers(report), self._speed(number)])
+        parts = [*self._numbers(report), *self._speed(number)]
         if self._bar is not None:
-            self._bar.update(self._task, completed=number, description=text)
+            self._bar.update(self._task, completed=number, description=self._fitting(parts))
         elif (
             is_first
             or number == self._total
@@ -72,7 +77,7 @@ class RunProgress:
             or now > self._last_line + _SECONDS_BETWEEN_LINES
         ):
             self._last_line = now
-            self._console.print(f"round {number:>{len(str(self._total))}}/{self._total}  {text}")
+            self._console.print(f"round {number:>{len(str(self._total))}}/{self._total}  {'  '.join(parts)}")
             self._console.file.flush()
 
     def _numbers(self, report: RoundReport) -> list[str]:
@@ -85,14 +90,22 @@ class RunProgress:
                 if self._metric == "loss"
                 else f"{self._metric} {test[self._metric]:.4f}"
             )
-        return parts
+        epsilon = spent_epsilon(report.metrics)
+        return parts if epsilon is None else [*parts, f"epsilon {epsilon:.2f}"]
 
-    def _speed(self, number: int) -> str:
+    def _speed(self, number: int) -> list[str]:
         if len(self._times) < 2:
-            return "compiled"
+            return ["compiled"]
         rate = (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-9)
         left = (self._total - number) / rate
-        return f"{rate:.3g} rounds/s  {duration(left)} left"
+        return [f"{rate:.3g} rounds/s", f"{duration(left)} left"]
+
+    def _fitting(self, parts: list[str]) -> str:
+        """As many of the parts, the first ones, as a line of the terminal has room for."""
+        room = self._console.width - len(f"round {self._total}/{self._total} ")
+        while len(parts) > 1 and len("  ".join(parts)) > room:
+            parts = parts[:-1]
+        return "  ".join(parts)
 
 
 def duration(seconds: float) -> str:

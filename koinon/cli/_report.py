@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -14,7 +16,9 @@ from koinon import compiler
 from koinon.cli._config import RunConfig
 from koinon.cli._facts import cost_text, plan_text, privacy_report
 from koinon.cli._folder import RunFolder
+from koinon.cli._privacy import spent_rows
 from koinon.cli._progress import duration
+from koinon.errors import MissingDependencyError
 from koinon.learning.templates import LearningProcess
 from koinon.simulation.tasks import QUANTILES, Task
 
@@ -25,7 +29,7 @@ h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem } p.lead { font-size: 1.2rem; ma
 table { border-collapse: collapse; font-size: .9rem } td, th { padding: .2rem .9rem .2rem 0; text-align: left;
 vertical-align: top; border-bottom: 1px solid #8884 } td.n { text-align: right; font-variant-numeric: tabular-nums }
 pre { font-size: .8rem; overflow-x: auto; background: #8881; padding: .8rem; border-radius: .3rem }
-img { width: 100%; background: white; border-radius: .3rem } code { font-size: .85em; overflow-wrap: anywhere }
+img { max-width: 100%; background: white; border-radius: .3rem } code { font-size: .85em; overflow-wrap: anywhere }
 summary { cursor: pointer } div.wide { overflow-x: auto }
 """
 
@@ -79,8 +83,11 @@ def summary_line(metrics: Mapping[str, np.ndarray], metric: str) -> str:
 def _curves(folder: RunFolder) -> str:
     if not folder.curves_path.exists():
         return ""
-    data = base64.b64encode(folder.curves_path.read_bytes()).decode("ascii")
-    return f'<img alt="loss, metric and its distribution over clients, by round" src="data:image/png;base64,{data}">'
+    return _image(folder.curves_path.read_bytes(), "loss, metric and its distribution over clients, by round")
+
+
+def _image(png: bytes, what: str) -> str:
+    return f'<img alt="{_text(what)}" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
 
 
 def _result_table(metrics: Mapping[str, np.ndarray], timing: Mapping[str, np.ndarray], metric: str) -> str:
@@ -95,6 +102,7 @@ def _result_table(metrics: Mapping[str, np.ndarray], timing: Mapping[str, np.nda
         names = " / ".join("min" if q == 0 else "max" if q == 1 else f"{100 * q:.0f} %" for q in QUANTILES)
         values = " / ".join(f"{column[-1]:.3f}" for column in spread)
         rows.append((f"{metric} of each test client ({names})", values))
+    rows += spent_rows(metrics)
     seconds = timing.get("seconds", np.zeros(0))
     if len(seconds):
         rows.append(("time", f"{duration(float(seconds.sum()))}, {float(np.median(seconds)):.3g} s a round (median)"))
@@ -113,7 +121,12 @@ def _clients(task: Task) -> str:
     for label, data in (("to train with", task.train), ("to test with", task.test_clients)):
         describe = getattr(data, "describe", None)
         if describe is not None:
-            parts.append(f"<p>{label}</p><pre>{_text(repr(describe()))}</pre>")
+            summary = describe()
+            parts.append(f"<p>{label}</p><pre>{_text(repr(summary))}</pre>")
+            with contextlib.suppress(MissingDependencyError):
+                plot = io.BytesIO()
+                summary.plot(plot)
+                parts.append(_image(plot.getvalue(), f"examples of the clients {label}, by label"))
     return "".join(parts) or f"<p>{len(task.train.client_ids)} clients</p>"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import pathlib
 import re
 import shlex
 import warnings
@@ -94,8 +93,6 @@ def _given_settings(options: RunOptions) -> dict[str, Any]:
         given.pop("versions", None)
         if "task" not in given:
             raise UsageError(f"The configuration {options.task!r} does not say which `task` to run.")
-        if given["task"].endswith(".py"):
-            given["task"] = os.path.relpath(pathlib.Path(options.task).parent / given["task"])
     hyperparameters = {**given.get("hyperparameters", {}), **options.hyperparameters}
     return {**given, **options.settings, "hyperparameters": hyperparameters}
 
@@ -211,6 +208,9 @@ def _train(
     console: Console, folder: RunFolder, config: RunConfig, task: Task, process: LearningProcess
 ) -> TrainingResult:
     manager = folder.checkpoints()
+    sampler = None
+    if task.build_sampler is not None:
+        sampler = task.build_sampler(task.train.client_ids, config.clients_per_round, config.seed)
     done = max(manager.get_versions() or [0])
     tables = Tables(folder)
     with warnings.catch_warnings(record=True) as caught, RunProgress(console, task.metric, done, config.rounds) as bar:
@@ -227,7 +227,8 @@ def _train(
                 process,
                 task.train,
                 rounds=config.rounds,
-                clients_per_round=config.clients_per_round,
+                clients_per_round=config.clients_per_round if sampler is None else None,
+                sampler=sampler,
                 seed=config.seed,
                 evaluate=task.evaluate,
                 evaluate_every=config.evaluate_every,

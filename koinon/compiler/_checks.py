@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from koinon._errors import NotCompilableError, PrivacyError
+from koinon._errors import NotCompilableError, PrivacyError, SecureSumFieldError
 from koinon.compiler._plan import Plan, plan
-from koinon.compiler._privacy import PrivacyRow, privacy_report
+from koinon.compiler._privacy import PrivacyRow, bits_of_sum, privacy_report
 from koinon.compiler._show import step_texts
 from koinon.compiler._steps import AGGREGATIONS, Step
 from koinon.computation import INTRINSICS, Computation, Route
@@ -84,6 +84,60 @@ def assert_no_unsecure_aggregation(computation: Computation) -> None:
             differs=_listed(paths),
             hint="aggregate with ko.federated_secure_sum_bitwidth, after quantizing what is no integer",
         )
+
+
+def assert_secure_sums_fit(computation: Computation, *, clients: int) -> None:
+    """Asserts that no secure sum over so many clients leaves its dtype, whatever they send in its range.
+
+    Args:
+      computation: a computation.
+      clients: the size of the largest cohort.
+
+    Raises:
+      SecureSumFieldError: naming a sum that may, with the bits that it needs and has, and how many clients it is for;
+        or one whose bound is known only at run time.
+      NotCompilableError: where the computation has no plan.
+
+    >>> import jax.numpy as jnp, koinon as ko
+    >>> @ko.federated_computation(ko.types.at_clients(jnp.int32))
+    ... def secure_total(values):
+    ...     return ko.federated_secure_sum_bitwidth(values, 20)
+    >>> ko.compiler.assert_secure_sums_fit(secure_total, clients=2000)
+    >>> ko.compiler.assert_secure_sums_fit(secure_total, clients=3000)
+    Traceback (most recent call last):
+    ...
+    koinon._errors.SecureSumFieldError: A secure sum of `secure_total` may not fit its dtype.
+      expected   at most 31 bits
+      found      32 bits for 3000 clients; 2048 clients are allowed
+      differs at %1 = secure_sum_bitwidth(<argument,20>)
+      try        sum in a wider dtype, narrow the range, or use ko.aggregators.SecureSumFactory
+    """
+    lowered = plan(computation)
+    texts = step_texts(lowered.type, lowered.parameter, lowered.phases)
+    for step in _aggregations(lowered):
+        if _route(step) is not Route.SECURE:
+            continue
+        for leaf in range(len(leaf_types(_value_type(step)))):
+            needed, held = bits_of_sum(step, leaf, clients)
+            if needed is None or needed > held:
+                found = f"{needed} bits for {clients} clients; {_most_clients(step, leaf, clients)} clients are allowed"
+                raise SecureSumFieldError(
+                    f"A secure sum of `{computation.name}` may not fit its dtype.",
+                    expected=f"at most {held} bits",
+                    found="a bound that is known only at run time" if needed is None else found,
+                    differs=texts[step],
+                    hint="sum in a wider dtype, narrow the range, or use ko.aggregators.SecureSumFactory",
+                )
+
+
+def _most_clients(step: Step, leaf: int, clients: int) -> int:
+    """For how many clients a sum fits that does not for so many."""
+    fits, does_not = 0, clients
+    while does_not - fits > 1:
+        middle = (fits + does_not) // 2
+        needed, held = bits_of_sum(step, leaf, middle)
+        fits, does_not = (middle, does_not) if needed is not None and needed <= held else (fits, middle)
+    return fits
 
 
 def assert_no_collect(computation: Computation) -> None:

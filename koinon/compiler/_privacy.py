@@ -344,14 +344,21 @@ def headroom(step: Step, leaf: int, clients: int | None) -> tuple[int | None, tu
     """The bits that a secure sum has to spare, with warnings; None where the operator or a number does not tell."""
     if not step.operator.startswith("federated_secure_") or clients is None:
         return None, ()
+    needed, held = bits_of_sum(step, leaf, clients)
+    if needed is None:
+        return None, ("the bound of the secure sum is known only at run time, so its headroom is not",)
+    bits = held - needed
+    return bits, (f"the sum over {clients} clients does not fit its dtype",) if bits < 0 else ()
+
+
+def bits_of_sum(step: Step, leaf: int, clients: int) -> tuple[int | None, int]:
+    """The bits that a secure sum may need, None where its bound is known only at run time, and those that it has."""
     value, bound = step.operands
     bounds = list(structure_leaves(bound))
     limit = bounds[min(leaf, len(bounds) - 1)]
-    if not hasattr(limit, "dtype"):
-        return None, ("the bound of the secure sum is known only at run time, so its headroom is not",)
     types = [part.type for part in leaves_of(value.type)]
-    bits = _bits_held(types[leaf]) - _bits_needed(step.operator, int(limit), clients)
-    return bits, (f"the sum over {clients} clients does not fit its dtype",) if bits < 0 else ()
+    needed = _bits_needed(step.operator, int(limit), clients) if hasattr(limit, "dtype") else None
+    return needed, _bits_held(types[leaf])
 
 
 def _bits_needed(operator: str, limit: int, clients: int) -> int:

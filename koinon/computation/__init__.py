@@ -1,6 +1,7 @@
 """Typed computations over placed values: the decorators, the operators, and what engines need of them."""
 
 from koinon.computation._annotations import annotate_clip, annotate_noise
+from koinon.computation._arguments import Unpacked
 from koinon.computation._computation import Computation, PolymorphicComputation
 from koinon.computation._context import Backend, current_backend, set_default_backend, using_backend
 from koinon.computation._data import ClientRows, Cohort, PackedSequences
@@ -45,6 +46,7 @@ __all__ = [
     "PolymorphicComputation",
     "Route",
     "Sequence",
+    "Unpacked",
     "Value",
     "annotate_clip",
     "annotate_noise",

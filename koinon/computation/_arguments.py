@@ -10,7 +10,11 @@ from koinon.types import StructType, Type
 
 
 class Unpacked:
-    """The arguments of a call, one for each field of the parameter."""
+    """The arguments of a call, one for each field of the parameter: what a backend gets of a call with several.
+
+    Attributes:
+      arguments: the arguments, in the order of the fields.
+    """
 
     __slots__ = ("arguments",)
 

@@ -18,8 +18,8 @@ class Backend(Protocol):
 
         Args:
           computation: a `Computation`.
-          argument: None where the computation takes no parameter; else the value of its one parameter, in the
-            containers in which the user gave it.
+          argument: None where the computation takes no parameter; `Unpacked` where the user gave an argument for each
+            field of its parameter; else the value of its one parameter, in the containers in which the user gave it.
 
         Returns:
           The result in the containers of the result type.

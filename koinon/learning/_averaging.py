@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from koinon._errors import KoinonTypeError
+from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators import (
     MeanFactory,
     UnweightedAggregationFactory,
@@ -17,6 +17,7 @@ from koinon.computation import federated_computation, federated_map, federated_m
 from koinon.learning._client_work import ClientWorkProcess
 from koinon.learning._compose import compose_learning_process
 from koinon.learning._distribute import DistributionProcess, build_broadcast_process
+from koinon.learning._error_feedback import ErrorFeedbackFactory, add_error_feedback
 from koinon.learning._finalize import build_apply_optimizer_finalizer
 from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._non_trainable import ModelUpdate
@@ -58,6 +59,8 @@ def compose_averaging(
         raise KoinonTypeError(
             "The distributor must be a DistributionProcess.", found=f"{type(model_distributor).__name__}"
         )
+    if isinstance(aggregator, ErrorFeedbackFactory):
+        client_work, aggregator, finish = _with_error_feedback(client_work, aggregator, finish)
     return compose_learning_process(
         initial_weights_fn(model),
         build_broadcast_process(model.weights_type) if model_distributor is None else model_distributor,
@@ -69,6 +72,24 @@ def compose_averaging(
             non_trainable_rules=model.non_trainable_rules,
         ),
     )
+
+
+def _with_error_feedback(
+    client_work: ClientWorkProcess, feedback: ErrorFeedbackFactory, finish: Callable[[Any], Any] | None
+) -> tuple[ClientWorkProcess, WeightedAggregationFactory, Callable[[Any], Any] | None]:
+    """A client work that compresses, the mean of its messages, and how the mean is finished."""
+    update_type, _ = result_types(client_work)
+    with_others = isinstance(update_type, StructType) and update_type.container is ModelUpdate
+    if with_others and len(_children(update_type["max"])) > 0:
+        raise KoinonValueError(
+            "Error feedback is for sums, so it cannot serve weights of which the maximum is taken.",
+            found="non-trainable weights with the rule `NonTrainableRule.MAX`",
+            hint="declare another rule for them, or take another aggregator",
+        )
+    finish_all = finish
+    if with_others and finish is not None:
+        finish_all = lambda update: update._replace(trainable=finish(update.trainable))  # noqa: E731 - as one value
+    return *add_error_feedback(client_work, feedback), finish_all
 
 
 def as_unweighted(model_aggregator: UnweightedAggregationFactory | None) -> WeightedAggregationFactory:

@@ -10,14 +10,7 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators import UnweightedAggregationFactory
-from koinon.computation import (
-    PolymorphicComputation,
-    federated_computation,
-    federated_eval,
-    federated_map,
-    federated_zip,
-)
-from koinon.learning._client_sample import (
+from koinon.aggregators._reservoir import (
     Reservoir,
     check_sample_size,
     constant_key,
@@ -25,6 +18,13 @@ from koinon.learning._client_sample import (
     merge_reservoirs,
     reservoir_of,
     sample_of,
+)
+from koinon.computation import (
+    PolymorphicComputation,
+    federated_computation,
+    federated_eval,
+    federated_map,
+    federated_zip,
 )
 from koinon.learning._metrics_aggregation import MetricFinalizers, MetricsAggregator, as_one_function, check_names
 from koinon.templates import AggregationProcess, MeasuredProcessOutput

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from koinon._errors import KoinonValueError
-from koinon.learning._train import RoundReport
+from koinon.learning._rounds import RoundReport
 
 
 class EarlyStopping:

@@ -28,7 +28,6 @@ from koinon.computation import (
 from koinon.learning._hparams import hparams_computations
 from koinon.learning._non_trainable import NonTrainableRule, are_shared, update_of, updated_values
 from koinon.learning._optimizer import as_optimizer
-from koinon.learning._specs import specs_of
 from koinon.learning._weights import ModelWeights
 from koinon.templates._checks import (
     check_all_placed,
@@ -40,6 +39,7 @@ from koinon.templates._checks import (
 from koinon.templates._iterative import IterativeProcess
 from koinon.templates._measured import MeasuredProcess, MeasuredProcessOutput
 from koinon.templates._signature import output_of
+from koinon.templates._specs import specs_of
 from koinon.types import (
     SERVER,
     StructType,

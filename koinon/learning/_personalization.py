@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from koinon._errors import KoinonTypeError, KoinonValueError
+from koinon.aggregators._reservoir import check_sample_size, constant_key, sample_clients
 from koinon.computation import (
     Computation,
     federated_broadcast,
@@ -15,7 +16,6 @@ from koinon.computation import (
     federated_map,
     federated_split_key,
 )
-from koinon.learning._client_sample import check_sample_size, constant_key, sample_clients
 from koinon.learning._fed_eval import metrics_on_batches
 from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._local_training import BatchPlan, train_on_batches

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from koinon._errors import KoinonTypeError, KoinonValueError
+from koinon.aggregators._compressor import leaf_bytes, pack_codes, unpack_codes
 from koinon.computation import federated_broadcast, federated_computation, federated_eval, federated_map
 from koinon.learning._distribute import DistributionProcess
-from koinon.learning._specs import specs_of
 from koinon.templates import MeasuredProcessOutput
+from koinon.templates._specs import specs_of
 from koinon.types import (
     SERVER,
     StructType,
@@ -99,7 +99,7 @@ def build_quantized_broadcast_process(
     numbers = {"bytes_per_client": 0.0, "uncompressed_bytes_per_client": 0.0}
     for leaf, quantized in zip(leaf_specs, is_quantized, strict=True):
         size = math.prod(leaf.shape)
-        plain = size * _itemsize(leaf)
+        plain = leaf_bytes(leaf)
         numbers["bytes_per_client"] += -(-size * bits // 8) + 2 * 4 if quantized else plain
         numbers["uncompressed_bytes_per_client"] += plain
 
@@ -143,32 +143,13 @@ def _encode(leaf: Any, bits: int, key: Any) -> QuantizedLeaf:
     step = (high - low) / (2**bits - 1)
     shift = 0.5 if key is None else jax.random.uniform(key, values.shape)
     levels = jnp.floor((values - low) / jnp.where(step > 0, step, 1) + shift)
-    codes = jnp.clip(levels, 0, 2**bits - 1).astype(jnp.uint16 if bits == 16 else jnp.uint8)
-    return QuantizedLeaf(_pack(codes, bits), low, step)
+    codes = jnp.clip(levels, 0, 2**bits - 1).astype(jnp.uint32)
+    return QuantizedLeaf(pack_codes(codes, bits), low, step)
 
 
 def _decode(leaf: QuantizedLeaf, spec: Any, bits: int) -> Any:
-    codes = _unpack(leaf.codes, bits)[: math.prod(spec.shape)]
+    codes = unpack_codes(leaf.codes, bits, math.prod(spec.shape))
     return (leaf.low + leaf.step * codes.astype(jnp.float32)).reshape(spec.shape).astype(spec.dtype)
-
-
-def _pack(codes: Any, bits: int) -> Any:
-    """Codes of less than a byte, several in a byte."""
-    per_byte = 8 // bits
-    if per_byte <= 1:
-        return codes
-    rows = jnp.pad(codes, (0, -codes.shape[0] % per_byte)).reshape(-1, per_byte)
-    return jnp.sum(rows << _shifts(bits), axis=1, dtype=jnp.uint8)
-
-
-def _unpack(packed: Any, bits: int) -> Any:
-    if bits >= 8:
-        return packed
-    return ((packed[:, None] >> _shifts(bits)) & np.uint8(2**bits - 1)).ravel()
-
-
-def _shifts(bits: int) -> np.ndarray:
-    return np.arange(0, 8, bits, dtype=np.uint8)
 
 
 def _square_distance(old: Any, new: Any) -> Any:
@@ -177,9 +158,3 @@ def _square_distance(old: Any, new: Any) -> Any:
 
 def _is_float(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
-
-
-def _itemsize(leaf: Any) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.eval_shape(jax.random.key_data, leaf).size * 4
-    return leaf.dtype.itemsize

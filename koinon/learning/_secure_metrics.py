@@ -19,8 +19,8 @@ from koinon.computation import (
     federated_value,
 )
 from koinon.learning._metrics_aggregation import MetricFinalizers, as_one_function, check_names
-from koinon.learning._specs import specs_of
 from koinon.templates import AggregationProcess, MeasuredProcessOutput
+from koinon.templates._specs import specs_of
 from koinon.types import SERVER, StructType, TensorType, Type, at_clients, at_server
 
 SECURE_SUM_MEASUREMENTS_KEY = "secure_sum_measurements"

@@ -2,63 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon.learning._history import History
+from koinon.learning._early_stopping import EarlyStopping
 from koinon.learning._process import LearningProcess
-from koinon.learning._stop import StopSignals
+from koinon.learning._rounds import RoundReport, Schedule, TrainingResult, run_rounds
 from koinon.learning._training_run import TrainingData, TrainingRun
-from koinon.learning._writer import Writer
 from koinon.program import ProgramStateManager, ReleaseManager
 from koinon.types import SequenceType, StructType, strip_placement
 
 _LOGGER = logging.getLogger("koinon.learning")
-
-
-class RoundReport(NamedTuple):
-    """What is known about a round when it is over.
-
-    Attributes:
-      round_number: the number of the round; the first is 1.
-      metrics: the metrics of the process, its arrays copied to the host, scalars as Python numbers.
-      evaluation: what `evaluate` returned, likewise; None if this round was not evaluated.
-      seconds: how long the round took, its evaluation included.
-    """
-
-    round_number: int
-    metrics: Any
-    evaluation: Any
-    seconds: float
-
-    @property
-    def released(self) -> dict[str, Any]:
-        """What release managers get: the metrics, and the evaluation under that name."""
-        metrics = dict(self.metrics) if isinstance(self.metrics, Mapping) else {"metrics": self.metrics}
-        return metrics if self.evaluation is None else {**metrics, "evaluation": self.evaluation}
-
-
-class TrainingResult(NamedTuple):
-    """What training returns.
-
-    Attributes:
-      state: the state of the process after the last round.
-      round_number: the number of that round.
-      history: the numbers of the rounds that this call has run; not of those before it resumed.
-      stopped_early: whether a callback ended the training before the last round.
-    """
-
-    state: Any
-    round_number: int
-    history: History
-    stopped_early: bool
 
 
 class TrainingInterrupted(SystemExit):
@@ -113,7 +71,8 @@ def train(
         clients of that round, see `koinon.simulation.build_uniform_sampling_fn`. It must depend on nothing else. By
         default clients are drawn uniformly and without replacement, by `seed` and the number of the round.
       seed: where the randomness of the default sampler begins; a non-negative integer.
-      evaluate: takes the model's weights and returns a pytree of numbers, for example a dict of metrics.
+      evaluate: takes the model's weights and returns a pytree of numbers, for example a dict of metrics. It is called
+        in a thread of its own, while the next round is computed.
       evaluate_every: evaluates after the rounds that this divides, and after the last one.
       release: the release managers that get each round's metrics, and under `evaluation` what `evaluate` returned; the
         key is the number of the round.
@@ -152,78 +111,42 @@ def train(
     """
     for name, number in {"rounds": rounds, "evaluate_every": evaluate_every, "save_every": save_every}.items():
         _check_positive(name, number)
-    _check_kinds(process, release, state_manager)
+    _check_kinds(process, data, release, state_manager)
+    _check_calls(evaluate, callbacks)
     _check_examples(process, data)
     draw = _sampling_fn(data, clients_per_round, sampler, seed)
     # A sampler that does not fit the data shows before anything is computed.
     data.cohort(draw(1))
 
-    run = TrainingRun(process, data, callbacks, _settings(data, clients_per_round, seed), state_manager)
+    run = TrainingRun(process, data, draw, callbacks, _settings(data, clients_per_round, seed), state_manager)
     run.begin(resume)
-    history = History()
-    with StopSignals() as stop, Writer() as writer, contextlib.closing(_cohorts(data, draw, run, rounds)) as cohorts:
-        try:
-            started = time.perf_counter()
-            for number, client_ids, cohort in cohorts:
-                state, client_states, metrics = run.next(client_ids, cohort)
-                evaluation = None
-                if evaluate is not None and (number % evaluate_every == 0 or number == rounds):
-                    evaluation = to_host(evaluate(process.get_model_weights(state)))
-                report = RoundReport(number, to_host(metrics), evaluation, time.perf_counter() - started)
-                # Every callback is asked, also after one that wants to stop.
-                stopped = True in [bool(callback(report)) for callback in callbacks]
-                with stop.deferred():
-                    run.complete(number, state, client_ids, client_states, stopped)
-                    history.append({"round": number, **report.released, "seconds": report.seconds})
-                    writer.submit(_release, release, report)
-                    if number % save_every == 0:
-                        writer.submit(run.save, run.snapshot())
-                if stop.requested:
-                    break
-                started = time.perf_counter()
-        except KeyboardInterrupt:
-            stop.requested = True
-        finally:
-            with stop.deferred():
-                writer.submit(run.save, run.snapshot())
-                writer.wait()
-    result = TrainingResult(run.state, run.round_number, history, run.stopped)
-    if stop.requested and run.round_number < rounds and not run.stopped:
-        message = f"Stopped after round {run.round_number} of {rounds}"
-        message += "; everything is saved, and the same call continues." if state_manager is not None else "."
-        _LOGGER.warning(message)
-        raise TrainingInterrupted(message, result)
+    result, is_interrupted = run_rounds(
+        run,
+        Schedule(
+            rounds,
+            evaluates=lambda number: number % evaluate_every == 0 or number == rounds,
+            saves=lambda number: number % save_every == 0,
+        ),
+        evaluate=None if evaluate is None else lambda state, _: evaluate(run.model_weights(state)),
+        release=lambda report: _release(release, report),
+        callbacks=callbacks,
+    )
+    if is_interrupted:
+        raise interruption(result, rounds, "the same call continues" if state_manager is not None else None)
     return result
 
 
-def _cohorts(
-    data: TrainingData, draw: Callable[[int], list[Hashable]], run: TrainingRun, rounds: int
-) -> Generator[tuple[int, list[Hashable], Any]]:
-    """The number, the clients and the cohort of each round that is left."""
-    prefetch = getattr(data, "prefetch", None)
-    if prefetch is None:
-        for number in run.remaining(rounds):
-            client_ids = draw(number)
-            yield number, client_ids, data.cohort(client_ids)
-        return
-    # Data that is not in memory makes the next cohort while this one is worked with.
-    ahead = prefetch(map(draw, range(run.round_number + 1, rounds + 1)))
-    with contextlib.closing(ahead):
-        for number, cohort in zip(run.remaining(rounds), ahead, strict=False):
-            yield number, draw(number), cohort
+def interruption(result: TrainingResult, rounds: int, saved: str | None) -> TrainingInterrupted:
+    """What is raised where a signal has ended training, and logged; `saved` is how to go on, None if nothing is."""
+    message = f"Stopped after round {result.round_number} of {rounds}"
+    message += "." if saved is None else f"; everything is saved, and {saved}."
+    _LOGGER.warning(message)
+    return TrainingInterrupted(message, result)
 
 
 def _release(managers: Sequence[ReleaseManager], report: RoundReport) -> None:
     for manager in managers:
         manager.release(report.released, report.round_number)
-
-
-def to_host(tree: Any) -> Any:
-    """A pytree with its arrays as NumPy arrays, and those without dimensions as Python numbers."""
-    return jax.tree.map(
-        lambda leaf: leaf.item() if isinstance(leaf, np.ndarray | np.generic) and leaf.ndim == 0 else leaf,
-        jax.device_get(tree),
-    )
 
 
 def _settings(data: TrainingData, clients_per_round: int | None, seed: int) -> dict[str, int]:
@@ -267,10 +190,17 @@ def _check_positive(name: str, number: Any) -> None:
         raise KoinonValueError(f"`{name}` must be a positive integer.", found=f"{name}={number!r}")
 
 
-def _check_kinds(process: Any, release: Any, state_manager: Any) -> None:
+def _check_kinds(process: Any, data: Any, release: Any, state_manager: Any) -> None:
     if not isinstance(process, LearningProcess):
         raise KoinonTypeError(
             "What trains is a learning process.", expected="LearningProcess", found=type(process).__name__
+        )
+    if not hasattr(data, "client_ids") or not hasattr(data, "cohort"):
+        raise KoinonTypeError(
+            "What there is to train with is a federated dataset.",
+            expected="an object with `client_ids` and `cohort(client_ids)`, such as a ClientData",
+            found=type(data).__name__,
+            hint="make one, for example with `ko.simulation.ClientData.from_clients`",
         )
     if not isinstance(release, Sequence) or not all(isinstance(manager, ReleaseManager) for manager in release):
         raise KoinonTypeError(
@@ -284,6 +214,21 @@ def _check_kinds(process: Any, release: Any, state_manager: Any) -> None:
             "Checkpoints are kept by a program state manager.",
             expected="for example FileProgramStateManager(directory)",
             found=repr(state_manager),
+        )
+
+
+def _check_calls(evaluate: Any, callbacks: Any) -> None:
+    if evaluate is not None and not callable(evaluate):
+        raise KoinonTypeError("`evaluate` is a function of the model's weights.", found=repr(evaluate))
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise KoinonTypeError(
+            "`callbacks` is a list of functions of a RoundReport.",
+            found=repr(callbacks),
+            hint="put it in a list: `callbacks=[callback]`" if callable(callbacks) else None,
+        )
+    if evaluate is None and any(isinstance(callback, EarlyStopping) for callback in callbacks):
+        raise KoinonValueError(
+            "Early stopping looks at evaluations, and there are none.", hint="give `train` a function `evaluate`"
         )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from koinon._errors import ProgramStateError, ProgramStateExistsError
+from koinon._errors import ProgramStateError, ProgramStateExistsError, ProgramStateStructureError
 from koinon.learning._process import LearningProcess
-from koinon.program import ClientStateStore, ProgramStateManager
+from koinon.learning._rounds import RoundOutput
+from koinon.program import ClientStateStore, ProgramStateManager, wait_for_values
 
 
 class TrainingData(Protocol):
@@ -29,7 +31,7 @@ class TrainingData(Protocol):
     # generator of the cohorts, see `koinon.simulation.StreamedClientData`.
 
 
-class ProgramState(NamedTuple):
+class TrainingCheckpoint(NamedTuple):
     """What a checkpoint holds.
 
     Attributes:
@@ -50,20 +52,24 @@ class ProgramState(NamedTuple):
 
 
 class TrainingRun:
-    """The state of a training run, and its checkpoints."""
+    """A training run and its checkpoints, see `Run`; `draw` gives the clients of a round by its number."""
 
     def __init__(
         self,
         process: LearningProcess,
         data: TrainingData,
+        draw: Callable[[int], list[Hashable]],
         callbacks: Sequence[Any],
         settings: dict[str, int],
         state_manager: ProgramStateManager | None,
     ) -> None:
         self.round_number = 0
         self.stopped = False
+        # The states of a round's clients must be in their table before the next round reads it.
+        self.runs_ahead = process.initialize_client_state is None
         self._process = process
-        self._client_ids = data.client_ids
+        self._data = data
+        self._draw = draw
         self._callbacks = [callback for callback in callbacks if hasattr(callback, "state")]
         self._settings = settings
         self._state_manager = state_manager
@@ -78,39 +84,50 @@ class TrainingRun:
                 found=f"rounds up to {versions[-1]}",
                 hint="pass `resume=True` to continue it, or save to an empty directory",
             )
-        self.state = self._process.initialize()
+        self.state = wait_for_values(self._process.initialize())
         fresh = self._process.initialize_client_state
-        self._clients = None if fresh is None else ClientStateStore(fresh, self._client_ids)
+        self._clients = None if fresh is None else ClientStateStore(fresh, self._data.client_ids)
         if self._state_manager is not None:
-            saved, version = self._state_manager.load_latest(self.snapshot())
+            saved, version = self._load(self._state_manager)
             if saved is not None:
                 self._continue(saved, version)
         self.save(self.snapshot())
 
-    def remaining(self, rounds: int) -> Iterator[int]:
-        """The numbers of the rounds that are left to do."""
-        for number in range(self.round_number + 1, rounds + 1):
-            if self.stopped:
-                return
-            yield number
+    def rounds(self, last: int) -> Generator[tuple[int, tuple[list[Hashable], Any]]]:
+        """The number of each round that is left, and its clients with their data."""
+        prefetch = getattr(self._data, "prefetch", None)
+        if prefetch is None:
+            for number in self._remaining(last):
+                client_ids = self._draw(number)
+                yield number, (client_ids, self._data.cohort(client_ids))
+            return
+        # Data that is not in memory makes the next cohort while this one is worked with.
+        with contextlib.closing(prefetch(map(self._draw, range(self.round_number + 1, last + 1)))) as ahead:
+            for number, cohort in zip(self._remaining(last), ahead, strict=False):
+                yield number, (self._draw(number), cohort)
 
-    def next(self, client_ids: list[Hashable], cohort: Any) -> tuple[Any, Any, Any]:
-        """Runs a round; returns the new state, those of the clients and the metrics, and changes nothing."""
+    def next(self, state: Any, inputs: tuple[list[Hashable], Any]) -> RoundOutput:
+        """Computes a round, and changes nothing."""
+        client_ids, cohort = inputs
         if self._clients is None:
-            output = self._process.next(self.state, cohort)
-            return output.state, None, output.metrics
-        output = self._process.next(self.state, self._clients.rows(client_ids), cohort)
-        return output.state, output.client_state, output.metrics
+            output = wait_for_values(self._process.next(state, cohort))
+            return RoundOutput(output.state, output.metrics)
+        output = self._process.next(state, self._clients.rows(client_ids), cohort)
+        return RoundOutput(output.state, output.metrics, output.client_state)
 
-    def complete(self, number: int, state: Any, client_ids: list[Hashable], client_states: Any, stopped: bool) -> None:
-        """Takes over what a round has returned."""
-        self.round_number, self.state, self.stopped = number, state, stopped
+    def model_weights(self, state: Any) -> Any:
+        """The weights of the model in a state of the process."""
+        return wait_for_values(self._process.get_model_weights(state))
+
+    def complete(self, number: int, inputs: tuple[list[Hashable], Any], output: RoundOutput, stopped: bool) -> None:
+        """Takes over what a round has computed."""
+        self.round_number, self.state, self.stopped = number, output.state, stopped
         if self._clients is not None:
-            self._clients.update(client_ids, client_states)
+            self._clients.update(inputs[0], output.kept)
 
-    def snapshot(self) -> ProgramState:
+    def snapshot(self) -> TrainingCheckpoint:
         """What a checkpoint of this moment holds; later rounds do not change it."""
-        return ProgramState(
+        return TrainingCheckpoint(
             self.round_number,
             self.state,
             # A copy, because the next round writes the states of its clients in place.
@@ -120,13 +137,31 @@ class TrainingRun:
             self._settings,
         )
 
-    def save(self, snapshot: ProgramState) -> None:
+    def save(self, snapshot: TrainingCheckpoint) -> None:
         """Saves a checkpoint, unless its round has one."""
         if self._state_manager is not None and self._saved_round != snapshot.round_number:
             self._state_manager.save(snapshot, snapshot.round_number)
             self._saved_round = snapshot.round_number
 
-    def _continue(self, saved: ProgramState, version: int) -> None:
+    def _load(self, manager: ProgramStateManager) -> tuple[TrainingCheckpoint | None, int]:
+        try:
+            return manager.load_latest(self.snapshot())
+        except ProgramStateStructureError as error:
+            raise ProgramStateStructureError(
+                "The saved run is of another process, or had other callbacks.",
+                expected=error.expected,
+                found=error.found,
+                differs=error.differs,
+                hint="resume with what the run was started with, or save to an empty directory",
+            ) from error
+
+    def _remaining(self, last: int) -> Iterator[int]:
+        for number in range(self.round_number + 1, last + 1):
+            if self.stopped:
+                return
+            yield number
+
+    def _continue(self, saved: TrainingCheckpoint, version: int) -> None:
         if saved.settings != self._settings:
             name = next(name for name in saved.settings if saved.settings[name] != self._settings[name])
             raise ProgramStateError(

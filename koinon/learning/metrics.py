@@ -1,5 +1,6 @@
 """Metrics: pure functions of batches whose states are summed over batches and clients."""
 
+from koinon.aggregators._reservoir import ClientSample
 from koinon.learning._client_metrics import (
     ClientDistribution,
     FinalizeThenSampleFactory,
@@ -7,7 +8,6 @@ from koinon.learning._client_metrics import (
     finalize_then_describe,
     finalize_then_sample,
 )
-from koinon.learning._client_sample import ClientSample
 from koinon.learning._metric import (
     BatchOutput,
     MeanState,

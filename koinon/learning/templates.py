@@ -15,6 +15,7 @@ from koinon._errors import (
 from koinon.learning._client_work import ClientResult, ClientStateWorkOutput, ClientWorkProcess
 from koinon.learning._compose import LearningAlgorithmState, compose_learning_process
 from koinon.learning._distribute import DistributionProcess, build_broadcast_process
+from koinon.learning._error_feedback import ErrorFeedbackClientState, ErrorFeedbackState, add_error_feedback
 from koinon.learning._finalize import (
     FinalizerProcess,
     build_apply_optimizer_finalizer,
@@ -33,6 +34,8 @@ __all__ = [
     "ClientStateWorkOutput",
     "ClientWorkProcess",
     "DistributionProcess",
+    "ErrorFeedbackClientState",
+    "ErrorFeedbackState",
     "FinalizerProcess",
     "FinalizerResultTypeError",
     "GetHparamsTypeError",
@@ -45,6 +48,7 @@ __all__ = [
     "LearningProcessSequenceTypeError",
     "SetHparamsTypeError",
     "SetModelWeightsTypeSignatureError",
+    "add_error_feedback",
     "build_apply_optimizer_finalizer",
     "build_broadcast_process",
     "build_identity_finalizer",

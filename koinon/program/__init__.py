@@ -9,6 +9,7 @@ from koinon._errors import (
     ProgramStateNotFoundError,
     ProgramStateStructureError,
     ProgramStateWriteError,
+    ReleasedValueNotFoundError,
 )
 from koinon.program._checkpoint import FileProgramStateManager, ProgramStateManager
 from koinon.program._client_states import ClientStates, ClientStateStore
@@ -28,8 +29,8 @@ from koinon.program._federated_context import (
     contains_only_server_placed_data,
 )
 from koinon.program._files import CSVFileReleaseManager, CSVSaveMode, JSONLinesReleaseManager
-from koinon.program._pytree_files import load_pytree, save_pytree
-from koinon.program._references import MaterializableValueReference, materialize_value
+from koinon.program._pytree_files import PytreeFileReleaseManager, load_pytree, save_pytree
+from koinon.program._references import MaterializableValueReference, materialize_value, wait_for_values
 from koinon.program._release import (
     DelayedReleaseManager,
     FilteringReleaseManager,
@@ -73,7 +74,9 @@ __all__ = [
     "ProgramStateNotFoundError",
     "ProgramStateStructureError",
     "ProgramStateWriteError",
+    "PytreeFileReleaseManager",
     "ReleaseManager",
+    "ReleasedValueNotFoundError",
     "TensorBoardReleaseManager",
     "WandbReleaseManager",
     "check_in_federated_context",
@@ -83,4 +86,5 @@ __all__ = [
     "pytree_from_bytes",
     "pytree_to_bytes",
     "save_pytree",
+    "wait_for_values",
 ]

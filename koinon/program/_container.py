@@ -21,6 +21,7 @@ import numpy as np
 
 from koinon._errors import ProgramStateCorruptedError
 from koinon.program._leaves import DTYPES, Leaf, check_header_leaf, decode_leaf, encode_leaf
+from koinon.program._references import wait_for_values
 from koinon.program._structure import check_node, flatten, nest, restore
 
 _MAGIC = b"KOINON\r\n"
@@ -80,7 +81,7 @@ def pytree_from_bytes(data: Any, like: Any = None) -> Any:
 def container_chunks(tree: Any, metadata: Mapping[str, Any] | None = None) -> Iterator[Any]:
     """The bytes of a container, piece by piece, so that a large state is not copied to be written."""
     values: list[tuple[str, Any]] = []
-    node = flatten(tree, values)
+    node = flatten(wait_for_values(tree), values)
     leaves = [encode_leaf(value, path) for path, value in values]
     entries, offset = [], 0
     for entry, buffer in leaves:
@@ -111,7 +112,7 @@ def decode_container(data: Any, like: Any = None) -> tuple[dict[str, Any], Any]:
     view = memoryview(data).cast("B")
     header, body = _checked_header(view)
     leaves = [_leaf_at(body, entry) for entry in header["leaves"]]
-    tree = nest(header["tree"], leaves) if like is None else restore(header["tree"], leaves, like)
+    tree = nest(header["tree"], leaves) if like is None else restore(header["tree"], leaves, wait_for_values(like))
     return header["metadata"], tree
 
 

@@ -146,10 +146,10 @@ class DatasetDataSourceIterator(FederatedDataSourceIterator):
         """The cohort of `k` distinct clients, drawn uniformly.
 
         Raises:
-          KoinonValueError: if `k` is None, negative, or more than there are clients.
+          KoinonValueError: if `k` is no integer, negative, or more than there are clients.
         """
         population = self._data.client_ids
-        if k is None or not 0 <= k <= len(population):
+        if not isinstance(k, int | np.integer) or not 0 <= k <= len(population):
             raise KoinonValueError(
                 f"{k} clients cannot be selected.", expected=f"0 to {len(population)} clients", found=repr(k)
             )

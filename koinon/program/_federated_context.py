@@ -11,7 +11,7 @@ from typing import Any, final
 import jax
 
 from koinon._errors import ContextError, KoinonTypeError, KoinonValueError
-from koinon.computation import Backend, Computation, current_backend, using_backend
+from koinon.computation import Backend, Computation, Unpacked, current_backend, using_backend
 from koinon.program._references import MaterializableValueReference
 from koinon.program._threads import carry_settings
 from koinon.types import SERVER, FederatedType, StructType, TensorType, Type, from_container, to_container
@@ -186,8 +186,6 @@ def _leaves(type_: Type, value: Any) -> Iterator[Any]:
 
 def _resolved(argument: Any) -> Any:
     """An argument with its references replaced by their values."""
-    # How a call hands several arguments to a backend.
-    arguments = getattr(argument, "arguments", None)
-    if isinstance(arguments, tuple) and not isinstance(argument, tuple):
-        return type(argument)(tuple([_resolved(value) for value in arguments]))
+    if isinstance(argument, Unpacked):
+        return Unpacked(tuple([_resolved(value) for value in argument.arguments]))
     return jax.tree.map(lambda leaf: leaf.future.result() if isinstance(leaf, NativeValueReference) else leaf, argument)

@@ -15,6 +15,7 @@ import numpy as np
 from koinon._errors import KoinonValueError, UnsupportedTypeError
 from koinon.program._leaves import is_key
 from koinon.program._line_file import CSVRows, JSONRows, LineFile
+from koinon.program._references import wait_for_values
 from koinon.program._structure import flatten, nest
 
 
@@ -84,7 +85,7 @@ class CSVFileReleaseManager:
           UnsupportedTypeError: if a leaf cannot be written.
         """
         row = {self._key_fieldname: operator.index(key)}
-        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+        for path, leaf in jax.tree_util.tree_flatten_with_path(wait_for_values(value))[0]:
             name = "/".join(str(_step(entry)) for entry in path) or "value"
             if name in row:
                 raise KoinonValueError(
@@ -141,7 +142,7 @@ class JSONLinesReleaseManager:
           UnsupportedTypeError: if a leaf cannot be written.
         """
         leaves: list[tuple[str, Any]] = []
-        node = flatten(value, leaves)
+        node = flatten(wait_for_values(value), leaves)
         plain = nest(node, [_json_number(_plain(leaf, path)) for path, leaf in leaves])
         self._file.put({"key": operator.index(key), "value": plain})
 

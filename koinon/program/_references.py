@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import concurrent.futures
 from typing import Any
 
 import jax
@@ -47,3 +48,24 @@ async def _materialize_leaf(leaf: Any) -> Any:
     if isinstance(leaf, MaterializableValueReference):
         return await materialize_value(await leaf.get_value())
     return leaf
+
+
+def wait_for_values(value: Any) -> Any:
+    """What `materialize_value` gives, for code that is not asynchronous; a value without references as it is.
+
+    Args:
+      value: a pytree, some leaves of which may be references.
+
+    Example:
+      >>> wait_for_values({"round": 3})
+      {'round': 3}
+    """
+    if not any(isinstance(leaf, MaterializableValueReference) for leaf in jax.tree.leaves(value)):
+        return value
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(materialize_value(value))
+    # A thread whose event loop is running cannot run another one: this one waits for a thread that can.
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, materialize_value(value)).result()

@@ -14,6 +14,7 @@ import numpy as np
 
 from koinon._errors import KoinonTypeError, NotFilterableError
 from koinon.program._leaves import is_key
+from koinon.program._references import wait_for_values
 
 
 @runtime_checkable
@@ -217,10 +218,11 @@ class DelayedReleaseManager:
 def host_copy(value: Any) -> Any:
     """The value with its JAX arrays copied to NumPy arrays, which later rounds do not change or free.
 
-    NumPy arrays are copied too. PRNG keys stay JAX arrays.
+    NumPy arrays are copied too. PRNG keys stay JAX arrays, and references become what they refer to.
     """
     return jax.tree.map(
-        lambda leaf: np.array(leaf) if isinstance(leaf, jax.Array | np.ndarray) and not is_key(leaf) else leaf, value
+        lambda leaf: np.array(leaf) if isinstance(leaf, jax.Array | np.ndarray) and not is_key(leaf) else leaf,
+        wait_for_values(value),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from koinon._errors import KoinonTypeError, MissingDependencyError, UnsupportedTypeError
 from koinon.program._leaves import is_key
+from koinon.program._references import wait_for_values
 
 
 @final
@@ -144,7 +145,7 @@ class MLflowReleaseManager:
 def named_numbers(value: Any) -> dict[str, np.ndarray]:
     """The leaves of a pytree of numbers, real and not complex, as arrays by the names of their paths."""
     numbers = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wait_for_values(value)):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
         is_number = isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array) and not is_key(leaf)
         number = np.asarray(leaf) if is_number else np.asarray(None)

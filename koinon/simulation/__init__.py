@@ -1,6 +1,6 @@
 """Simulations: federated datasets, ways to make them of centralized ones, and ways to choose a round's clients."""
 
-from koinon.simulation import baselines, datasets, system, tasks
+from koinon.simulation import attacks, baselines, datasets, system, tasks
 from koinon.simulation._client_data import ClientData, FederatedDataset
 from koinon.simulation._files import FilePerUserClientData
 from koinon.simulation._generated import GeneratedClientData
@@ -47,6 +47,7 @@ __all__ = [
     "SqlClientData",
     "StreamedClientData",
     "Task",
+    "attacks",
     "baselines",
     "build_availability_sampling_fn",
     "build_poisson_sampling_fn",

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from koinon._errors import KoinonValueError
+from koinon._jax import Device
 from koinon.computation import PackedSequences
 from koinon.simulation._columns import Columns, leaf_specs
 from koinon.types import Type
@@ -44,15 +45,18 @@ class BucketedSequences(PackedSequences):
     ) -> None:
         super().__init__(element_type, buffers, offsets, lengths)
         self._asked = room
-        self._placed: tuple[jax.Array, ...] = ()
+        # By device; None is the default one.
+        self._placed: dict[Device | None, tuple[jax.Array, ...]] = {}
 
-    def on_device(self, room: int = 0) -> tuple[jax.Array, ...]:
-        """The buffers on the default device; see `PackedSequences.on_device`."""
+    def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
+        """The buffers on a device; see `PackedSequences.on_device`."""
         self._asked.rows = max(self._asked.rows, room)
         rows = self._asked.rows_for(int(self.lengths.sum()))
-        if not self._placed or self._placed[0].shape[0] < rows:
-            self._placed = tuple([jax.device_put(_with_rows(buffer, rows)) for buffer in self.buffers])
-        return self._placed
+        placed = self._placed.get(device)
+        if placed is None or placed[0].shape[0] < rows:
+            placed = tuple([jax.device_put(_with_rows(buffer, rows), device) for buffer in self.buffers])
+            self._placed[device] = placed
+        return placed
 
 
 def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> BucketedSequences:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 from koinon._errors import KoinonValueError
-from koinon.learning._stop import StopSignals
-from koinon.program import ProgramStateManager, ReleaseManager
+from koinon.learning._rounds import RoundOutput, RoundReport, Schedule, run_rounds, to_host
+from koinon.program import ProgramStateManager, ReleaseManager, wait_for_values
 from koinon.templates import IterativeProcess
 
 ROUND_NUMBER_KEY = "round_number"
@@ -34,9 +34,9 @@ def run_training_process(
 ) -> Any:
     """Runs a process round by round, as `tff.simulation.run_training_process` does; for programs that come from TFF.
 
-    New programs have more of `koinon.learning.programs.train`. In difference to TFF, a program that is resumed goes on
-    with the round after the saved one, and SIGINT or SIGTERM ends the loop after the round, with its state saved and a
-    KeyboardInterrupt.
+    The rounds are driven as by `koinon.learning.programs.train`, of which new programs have more. In difference to TFF,
+    a program that is resumed goes on with the round after the saved one, and SIGINT or SIGTERM ends the loop after the
+    round, with its state saved and a KeyboardInterrupt.
 
     Round 0 is that of the initial state: it is evaluated and saved if there is no saved state.
 
@@ -44,7 +44,8 @@ def run_training_process(
       training_process: `next` takes the state and the data of a cohort, and returns the state and a mapping of metrics.
       training_selection_fn: takes the number of a round, and returns the data of its cohort.
       total_rounds: the number of the last round.
-      evaluation_fn: takes the state and the data of a cohort, and returns a mapping of metrics.
+      evaluation_fn: takes the state and the data of a cohort, and returns a mapping of metrics; called in a thread of
+        its own, while the next round is computed.
       evaluation_selection_fn: takes the number of a round, and returns the data of the cohort to evaluate with.
       rounds_per_evaluation: evaluates after the rounds that this divides.
       program_state_manager: saves the state of the process, and nothing else.
@@ -82,38 +83,85 @@ def run_training_process(
     if (evaluation_fn is None) != (evaluation_selection_fn is None):
         raise KoinonValueError("An evaluation needs both `evaluation_fn` and `evaluation_selection_fn`.")
     managers = list(metrics_managers or ())
-    initial = training_process.initialize()
-    state, done = None, 0
-    if program_state_manager is not None:
-        state, done = program_state_manager.load_latest(initial)
-    if state is None:
-        state, done = initial, 0
+
+    def evaluate(state: Any, number: int) -> dict[str, Any]:
+        assert evaluation_fn is not None
+        assert evaluation_selection_fn is not None
+        started = time.perf_counter()
+        metrics = evaluation_fn(state, evaluation_selection_fn(number))
+        timed = {**metrics, EVALUATION_TIME_KEY: time.perf_counter() - started}
+        return {EVALUATION_METRICS_PREFIX + name: value for name, value in timed.items()}
+
+    run = _ProcessRun(training_process, training_selection_fn, program_state_manager)
+    if not run.was_resumed:
         if evaluation_fn is not None:
-            _release(managers, _evaluate(evaluation_fn, evaluation_selection_fn, state, 0), 0)
+            _release(managers, to_host(evaluate(run.state, 0)), 0)
+        run.save(run.snapshot())
+    result, is_interrupted = run_rounds(
+        run,
+        Schedule(
+            total_rounds,
+            evaluates=lambda number: number % rounds_per_evaluation == 0,
+            saves=lambda number: number % rounds_per_saving_program_state == 0,
+            saves_at_end=False,
+        ),
+        evaluate=None if evaluation_fn is None else evaluate,
+        release=lambda report: _release(managers, _metrics(report), report.round_number),
+    )
+    if is_interrupted:
+        raise KeyboardInterrupt(f"Stopped after round {result.round_number} of {total_rounds}.")
+    return result.state
+
+
+class _ProcessRun:
+    """The rounds of any iterative process, see `Run`; what is saved is its state, and nothing else."""
+
+    def __init__(
+        self,
+        process: IterativeProcess,
+        select: Callable[[int], Any],
+        program_state_manager: ProgramStateManager | None,
+    ) -> None:
+        self.state, self.round_number = wait_for_values(process.initialize()), 0
+        self.stopped = False
+        self.runs_ahead = True
+        self.was_resumed = False
+        self._process = process
+        self._select = select
+        self._program_state_manager = program_state_manager
+        self._saved_round = -1
         if program_state_manager is not None:
-            program_state_manager.save(state, 0)
-    with StopSignals() as stop:
-        for number in range(done + 1, total_rounds + 1):
-            started = time.perf_counter()
-            state, training_metrics = training_process.next(state, training_selection_fn(number))
-            metrics = {**training_metrics, TRAINING_TIME_KEY: time.perf_counter() - started, ROUND_NUMBER_KEY: number}
-            if evaluation_fn is not None and number % rounds_per_evaluation == 0:
-                metrics.update(_evaluate(evaluation_fn, evaluation_selection_fn, state, number))
-            with stop.deferred():
-                _release(managers, metrics, number)
-                is_due = stop.requested or number % rounds_per_saving_program_state == 0
-                if program_state_manager is not None and is_due:
-                    program_state_manager.save(state, number)
-            if stop.requested:
-                raise KeyboardInterrupt(f"Stopped after round {number} of {total_rounds}.")
-    return state
+            saved, version = program_state_manager.load_latest(self.state)
+            if saved is not None:
+                self.state, self.round_number = saved, version
+                self._saved_round, self.was_resumed = version, True
+
+    def rounds(self, last: int) -> Generator[tuple[int, Any]]:
+        for number in range(self.round_number + 1, last + 1):
+            yield number, self._select(number)
+
+    def next(self, state: Any, inputs: Any) -> RoundOutput:
+        started = time.perf_counter()
+        state, metrics = wait_for_values(self._process.next(state, inputs))
+        # On the host, since until then the round may still be on its way.
+        return RoundOutput(state, {**to_host(metrics), TRAINING_TIME_KEY: time.perf_counter() - started})
+
+    def complete(self, number: int, inputs: Any, output: RoundOutput, stopped: bool) -> None:
+        del inputs
+        self.round_number, self.state, self.stopped = number, output.state, stopped
+
+    def snapshot(self) -> tuple[Any, int]:
+        return self.state, self.round_number
+
+    def save(self, snapshot: tuple[Any, int]) -> None:
+        state, number = snapshot
+        if self._program_state_manager is not None and number != self._saved_round:
+            self._program_state_manager.save(state, number)
+            self._saved_round = number
 
 
-def _evaluate(evaluation_fn: Any, evaluation_selection_fn: Any, state: Any, number: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    metrics = evaluation_fn(state, evaluation_selection_fn(number))
-    timed = {**metrics, EVALUATION_TIME_KEY: time.perf_counter() - started}
-    return {EVALUATION_METRICS_PREFIX + name: value for name, value in timed.items()}
+def _metrics(report: RoundReport) -> dict[str, Any]:
+    return {**report.metrics, ROUND_NUMBER_KEY: report.round_number, **(report.evaluation or {})}
 
 
 def _release(managers: list[ReleaseManager], metrics: dict[str, Any], number: int) -> None:

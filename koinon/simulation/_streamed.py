@@ -195,6 +195,15 @@ class StreamedClientData(abc.ABC):
             self.subset(itertools.compress(self._client_ids, is_test)),
         )
 
+    def all_examples(self, seed: int | None = None) -> Any:
+        """The examples of all clients, stacked; see `ClientData.all_examples`. They must fit into memory."""
+        parts = [part.leaves for part in self._columns(self.client_ids)]
+        leaves = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        if seed is not None:
+            rows = np.random.default_rng(seed).permutation(len(leaves[0]))
+            leaves = [leaf[rows] for leaf in leaves]
+        return assemble(self.element_type, leaves)
+
     def describe(self) -> ClientDataSummary:
         """The number of examples of each client and, where examples have a label, of each label; reads all clients.
 

@@ -7,7 +7,7 @@ import importlib
 import itertools
 import os
 from collections.abc import Hashable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class ClientDataSummary:
             sizes = self.sizes
             lines += [
                 f"clients   {self.num_clients}, {int((sizes == 0).sum())} of them without examples",
-                f"sizes     {self.num_examples} in all; a client has {sizes.min()} to {sizes.max()}, "
+                f"sizes     {self.num_examples} in all; a client has {_range_text(sizes)}, "
                 f"median {np.median(sizes):g}, mean {sizes.mean():.1f}",
             ]
         else:
@@ -62,17 +62,18 @@ class ClientDataSummary:
         if self.labels is not None and self.label_counts is not None and len(self.labels):
             per_client = (self.label_counts > 0).sum(1)
             lines += [
-                f"labels    {len(self.labels)}; a client has {per_client.min()} to {per_client.max()} of them, "
+                f"labels    {len(self.labels)}; a client has {_range_text(per_client)} of them, "
                 f"median {np.median(per_client):g}",
                 "          " + _counts_text(self.labels, self.label_counts.sum(0)),
             ]
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
+    def plot(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
         """Draws the sizes of the clients, sorted, and the labels of each, to an image file.
 
         Args:
-          path: the file; its suffix gives the format, for example `.png` or `.svg`.
+          path: the file; its suffix gives the format, for example `.png` or `.svg`. Or a binary file object, which gets
+            a PNG.
 
         Raises:
           MissingDependencyError: if matplotlib is not installed.
@@ -151,6 +152,11 @@ def _is_integer(type_: TensorType) -> bool:
 
 def _num_leaves(type_: Type) -> int:
     return sum(map(_num_leaves, type_.children())) if isinstance(type_, StructType) else 1
+
+
+def _range_text(counts: np.ndarray) -> str:
+    low, high = counts.min(), counts.max()
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _counts_text(labels: np.ndarray, counts: np.ndarray) -> str:

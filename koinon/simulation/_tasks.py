@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from koinon._errors import KoinonValueError, UnknownHparamError
-from koinon.computation import Computation
+from koinon.computation import ClientRows, Computation, federated_computation, federated_zip
 from koinon.learning.algorithms import build_per_client_eval_computation, build_weighted_fed_avg
 from koinon.learning.losses import cross_entropy
 from koinon.learning.metrics import accuracy
@@ -21,6 +21,7 @@ from koinon.learning.models import FunctionalModel, evaluate, functional
 from koinon.learning.templates import LearningProcess
 from koinon.simulation import datasets
 from koinon.simulation._client_data import FederatedDataset
+from koinon.types import TensorType, at_clients
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Which quantiles over the test clients `Task.evaluate` returns."""
@@ -75,6 +76,9 @@ class Task:
       test_clients: clients to test with that do not train; None for none.
       build_process: called as `build_process(model, seed=seed, **hyperparameters)`, makes the learning process.
       hyperparameters: those of `build_process`, by name, with values that work.
+      build_sampler: called as `build_sampler(client_ids, clients_per_round, seed)`, makes what returns the clients of a
+        round for its number, for example by Poisson sampling or `koinon.simulation.system.SystemSimulation`; None for
+        clients that are drawn uniformly and without replacement.
       rounds: how many rounds it takes.
       clients_per_round: how many clients take part in a round.
       description: a sentence.
@@ -87,6 +91,7 @@ class Task:
     test_clients: FederatedDataset | None = None
     build_process: Callable[..., LearningProcess] = fed_avg
     hyperparameters: Mapping[str, int | float | bool | str] = dataclasses.field(default_factory=dict)
+    build_sampler: Callable[[Sequence[Any], int, int], Callable[[int], Iterable[Any]]] | None = None
     rounds: int = 100
     clients_per_round: int = 10
     description: str = ""
@@ -143,12 +148,25 @@ class Task:
         """The metric to judge by on each test client that has examples, float `[clients]`."""
         if self.test_clients is None:
             return np.zeros(0)
-        metrics = jax.device_get(self._per_client(weights, self.test_clients.cohort()))
-        return np.array([float(client[self.metric]) for client in metrics if client["num_examples"]])
+        cohort = self.test_clients.cohort()
+        count = len(cohort)
+        # Results come back as rows, with no work in Python for each client, where some argument is rows.
+        numbers = ClientRows(TensorType(np.int32), [np.zeros(count, np.int32)], count)
+        values, sizes = (np.asarray(leaf)[:count] for leaf in self._per_client(weights, cohort, numbers).leaves)
+        return values[sizes > 0].astype(float)
 
     @functools.cached_property
     def _per_client(self) -> Computation:
-        return build_per_client_eval_computation(self.model, batch_size=_CLIENT_BATCH_SIZE)
+        evaluate_clients = build_per_client_eval_computation(self.model, batch_size=_CLIENT_BATCH_SIZE)
+        weights_type, data_type = evaluate_clients.type_signature.parameter  # pyright: ignore[reportGeneralTypeIssues]
+
+        @federated_computation(weights_type, data_type, at_clients(np.int32))
+        def values_and_sizes(weights: Any, data: Any, numbers: Any) -> Any:
+            del numbers
+            metrics = evaluate_clients(weights, data)
+            return federated_zip((metrics[self.metric], metrics["num_examples"]))
+
+        return values_and_sizes
 
 
 def _is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import koinon as ko
 from koinon import compiler
 from koinon.computation import _ir as ir
-from koinon.errors import NotCompilableError, PrivacyError
+from koinon.errors import NotCompilableError, PrivacyError, SecureSumFieldError
 from koinon.types import CLIENTS, SERVER, TensorType, at_clients, at_server
 from tests.compiler.labelled import CLEAN, LEAKY, Labelled, clip, private_sum
 
@@ -51,6 +51,28 @@ def test_secure_and_unsecure_aggregations_are_found() -> None:
         "server_alone": (False, False),
         "sum_in_the_clear": (False, True),
     }
+
+
+def test_secure_sums_fit_up_to_the_number_of_clients_that_is_named() -> None:
+    """An error has the bits and the largest cohort, which passes; a bound at run time cannot be known to fit."""
+    types = at_clients({"a": jnp.int32, "b": jnp.uint8})
+
+    @ko.federated_computation(types)
+    def sums(x: Any) -> Any:
+        return ko.federated_secure_sum(x, {"a": 1000, "b": 3})
+
+    # 85 * 3 is 255, which uint8 holds.
+    compiler.assert_secure_sums_fit(sums, clients=85)
+    with pytest.raises(SecureSumFieldError, match=r"(?s)at most 8 bits.*9 bits for 90 clients; 85 clients are allowed"):
+        compiler.assert_secure_sums_fit(sums, clients=90)
+    compiler.assert_secure_sums_fit(mixed, clients=2**31 // 9)
+
+    @ko.federated_computation(at_clients(jnp.int32), jnp.int32)
+    def unknown(x: Any, bound: Any) -> Any:
+        return ko.federated_secure_sum(x, bound)
+
+    with pytest.raises(SecureSumFieldError, match="known only at run time"):
+        compiler.assert_secure_sums_fit(unknown, clients=1)
 
 
 def test_aggregations_of_nothing_do_not_count() -> None:

@@ -1,4 +1,4 @@
-"""`robust_aggregator` and `dp_aggregator`."""
+"""`robust_aggregator`, `compression_aggregator` and `dp_aggregator`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import koinon as ko
-from koinon.learning import add_debug_measurements, dp_aggregator, robust_aggregator
+from koinon.learning import add_debug_measurements, compression_aggregator, dp_aggregator, robust_aggregator
 from koinon.privacy import FixedSizeSampling, NoSampling, PoissonSampling
 from koinon.types import TensorType
 
@@ -162,3 +162,27 @@ def test_federated_averaging_learns_with_privacy():
     assert float(metrics["aggregator"]["privacy_spent"]["epsilon"]) == pytest.approx(8.0, rel=1e-4)
     assert ko.aggregators.privacy_spent(state, 1e-6) == pytest.approx(8.0, rel=1e-4)
     np.testing.assert_allclose(process.get_model_weights(state).trainable, true, atol=0.25)
+
+
+def test_compression_is_the_robust_mean_in_a_quarter_of_the_bytes():
+    """Eight bits above 20,000 elements, as TFF has them; to a level of the robust mean; with and without weights."""
+    value_type = ko.types.parse("<large=float32[20001],small=float32[20000]>")
+    rng = np.random.default_rng(0)
+    values = [{"large": rng.normal(size=20001), "small": rng.normal(size=20000)} for _ in range(2)]
+    values = [jax.tree.map(lambda leaf: (0.003 * leaf).astype(np.float32), value) for value in values]
+    broken = values[0] | {"large": np.full(20001, np.nan, np.float32)}
+    for weighted in (True, False):
+        types, weights = ([FLOAT], [[3.0, 1.0, 1.0]]) if weighted else ([], [])
+        outputs = []
+        for make in (compression_aggregator, robust_aggregator):
+            process = make(weighted=weighted, debug_measurements_fn=add_debug_measurements).create(value_type, *types)
+            outputs.append(process.next(process.initialize(), [*values, broken], *weights))
+        compressed, exact = outputs
+        measured = compressed.measurements["zeroing"]["clipping"]
+        level = max(np.ptp(value["large"]) for value in values) / 255
+
+        assert float(measured["mean_value"]["bytes_per_client"]) == 20001 + 8 + 80000
+        assert int(compressed.measurements["non_finite_clients"]) == 1
+        assert np.abs(compressed.result["large"] - exact.result["large"]).max() <= level
+        np.testing.assert_array_equal(compressed.result["small"], exact.result["small"])
+        assert "server_update_norm" in measured

@@ -22,6 +22,7 @@ from koinon.errors import (
     KoinonValueError,
     ProgramStateError,
     ProgramStateExistsError,
+    ProgramStateStructureError,
     ProgramStateWriteError,
 )
 from koinon.learning.programs import EarlyStopping, RoundReport, TrainingInterrupted, train
@@ -164,6 +165,77 @@ def test_the_weights_are_evaluated_every_k_rounds_and_at_the_end(process: Learni
     assert "evaluation" not in released[3]
     assert released[4]["evaluation"]["norm"] == float(np.linalg.norm(seen[1].trainable))
     assert released[4]["client_work"]["train"]["num_examples"] > 0
+
+
+def test_a_round_is_evaluated_while_the_next_one_is_computed(process: LearningProcess, data: Any) -> None:
+    """An evaluation that waits for the next round to begin comes to its end, and is that of its own round."""
+    begun = {number: threading.Event() for number in range(1, ROUNDS + 1)}
+    evaluations = iter(range(1, ROUNDS + 1))
+
+    def sampler(number: int, size: int) -> list[int]:
+        begun[number].set()
+        return [number % 5, (number + 1) % 5][:size]
+
+    def evaluate(weights: Any) -> Any:
+        number = next(evaluations)
+        assert number == ROUNDS or begun[number + 1].wait(60)
+        return {"norm": jnp.linalg.norm(weights.trainable)}
+
+    result = train(process, data, rounds=ROUNDS, clients_per_round=2, sampler=sampler, evaluate=evaluate)
+    norms = []
+    state = process.initialize()
+    for number in range(1, ROUNDS + 1):
+        state = process.next(state, data.cohort(sampler(number, 2))).state
+        norms.append(float(jnp.linalg.norm(process.get_model_weights(state).trainable)))
+    assert bits(result.state) == bits(state)
+    assert result.history["evaluation/norm"].tolist() == norms
+
+
+def test_a_round_that_was_computed_too_early_is_thrown_away(
+    tmp_path: pathlib.Path, process: LearningProcess, data: Any
+) -> None:
+    """A callback that stops at an evaluation leaves state, checkpoint and releases as if nothing had run ahead."""
+    runs = {}
+    for name, rounds, callbacks in (("ahead", ROUNDS, [lambda report: report.evaluation == 3]), ("exact", 3, [])):
+        memory, numbers = MemoryReleaseManager(), iter(range(1, ROUNDS + 1))
+        result = train(
+            process,
+            data,
+            rounds=rounds,
+            clients_per_round=2,
+            evaluate=lambda weights, numbers=numbers: next(numbers),
+            release=[memory],
+            state_manager=FileProgramStateManager(tmp_path / name),
+            callbacks=callbacks,
+        )
+        runs[name] = bits(result.state), result.round_number, result.history.num_rows, repr(memory.values())
+
+    assert runs["ahead"] == runs["exact"]
+    assert FileProgramStateManager(tmp_path / "ahead").get_versions() == [0, 1, 2, 3]
+
+
+def test_a_program_runs_in_a_federated_context(tmp_path: pathlib.Path, process: LearningProcess, data: Any) -> None:
+    """Where calls return references, training has the same bits, metrics and checkpoints."""
+
+    def run(root: pathlib.Path) -> Any:
+        result = train(
+            process,
+            data,
+            rounds=3,
+            clients_per_round=2,
+            evaluate=lambda weights: {"norm": np.linalg.norm(weights.trainable)},
+            release=[CSVFileReleaseManager(root / "metrics.csv")],
+            state_manager=FileProgramStateManager(root / "states"),
+        )
+        return result.state
+
+    plain = run(tmp_path / "plain")
+    with ko.backends.use(ko.program.NativeFederatedContext()):
+        referred = run(tmp_path / "context")
+
+    assert bits(referred) == bits(plain)
+    for name in ("metrics.csv", "states/program_state_3"):
+        assert (tmp_path / "context" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 @pytest.mark.parametrize("save_every", [1, 2])
@@ -362,6 +434,8 @@ def test_another_run_is_not_continued(
     with pytest.raises(ProgramStateError, match=what):
         train(process, **{**options, "rounds": 4, **changed})
 
+    with pytest.raises(ProgramStateStructureError, match=r"had other callbacks(.|\n)*callbacks"):
+        train(process, **options, evaluate=lambda weights: {"loss": 0.0}, callbacks=[EarlyStopping("loss", patience=1)])
     assert manager.get_versions() == [0, 1, 2]
 
 
@@ -391,6 +465,11 @@ def test_checkpoints_are_not_overwritten_by_a_new_run(
         ({"process": "fed_avg"}, KoinonTypeError, r"learning process(.|\n)*found +str"),
         ({"release": MemoryReleaseManager()}, KoinonTypeError, r"`release=\[manager\]`"),
         ({"state_manager": "runs/"}, KoinonTypeError, "FileProgramStateManager"),
+        ({"data": {"x": [1.0]}}, KoinonTypeError, r"federated dataset(.|\n)*found +dict"),
+        ({"evaluate": 3}, KoinonTypeError, "function of the model's weights"),
+        ({"callbacks": print}, KoinonTypeError, r"`callbacks=\[callback\]`"),
+        ({"callbacks": [3]}, KoinonTypeError, "list of functions"),
+        ({"callbacks": [EarlyStopping("loss", patience=1)]}, KoinonValueError, "give `train` a function `evaluate`"),
         (
             {"data": make_data().preprocess(lambda arrays: {**arrays, "x": arrays["x"][:, :1]})},
             KoinonTypeError,

@@ -45,7 +45,7 @@ def test_a_saved_iterator_goes_on_with_the_same_clients() -> None:
     assert again.state == {"num_selections": 1, "seed": 7}
 
 
-@pytest.mark.parametrize("k", [None, -1, 21])
+@pytest.mark.parametrize("k", [None, -1, 21, 2.5])
 def test_impossible_selections_are_refused_and_change_nothing(k: Any) -> None:
     """No number, a negative one, and more than there are."""
     iterator = DatasetDataSource(DATA).iterator()

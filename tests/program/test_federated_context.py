@@ -17,9 +17,11 @@ import pytest
 import koinon as ko
 from koinon._errors import ContextError, KoinonTypeError, KoinonValueError
 from koinon.program import (
+    CSVFileReleaseManager,
     DatasetDataSource,
     FederatedDataSource,
     FileProgramStateManager,
+    JSONLinesReleaseManager,
     MaterializableValueReference,
     MemoryReleaseManager,
     NativeFederatedContext,
@@ -28,6 +30,7 @@ from koinon.program import (
     check_in_federated_context,
     contains_only_server_placed_data,
     materialize_value,
+    wait_for_values,
 )
 from koinon.simulation import ClientData
 from koinon.types import at_clients, at_server, parse
@@ -293,3 +296,25 @@ def test_a_program_resumes_bit_for_bit_in_any_context(tmp_path: Any, backend: st
 def test_references_say_what_they_refer_to() -> None:
     """In the notation of types."""
     assert repr(NativeValueReference(parse("<a=int32[3]>"))) == "NativeValueReference(<a=int32[3]>)"
+
+
+def test_managers_take_references(tmp_path: Any) -> None:
+    """What is released or saved as references is what they refer to, inside of an event loop too."""
+    memory, states = MemoryReleaseManager(), FileProgramStateManager(tmp_path / "states")
+    files = CSVFileReleaseManager(tmp_path / "a.csv"), JSONLinesReleaseManager(tmp_path / "a.jsonl")
+
+    async def program() -> Any:
+        output = add_all(1.0, [2.0, 4.0])
+        for manager in (memory, *files):
+            manager.release(output.metrics, 1)
+        states.save(output.state, 1)
+        return wait_for_values(output)
+
+    with ko.backends.use(NativeFederatedContext()):
+        output = asyncio.run(program())
+        assert states.load(1, add_all(0.0, [1.0]).state) == 7.0
+
+    assert wait_for_values(output) is output
+    assert memory.values()[1] == {"largest": 4.0, "total": 6.0}
+    assert (tmp_path / "a.csv").read_text() == "key,largest,total\n1,4.0,6.0\n"
+    assert (tmp_path / "a.jsonl").read_text() == '{"key": 1, "value": {"largest": 4.0, "total": 6.0}}\n'

@@ -134,6 +134,20 @@ def test_describe_puts_chunks_of_clients_together(sizes: list[int]) -> None:
     assert counts.tolist() == [[own.count(label) for label in found] for own in labels]
 
 
+def test_all_examples_are_those_of_the_clients_one_after_the_other(data: StreamedClientData) -> None:
+    """Stacked; a seed gives another order, the same for data in memory, and keeps each example together."""
+    for name in ("x", "y"):
+        expected = np.concatenate([arrays[name] for arrays in CLIENTS.values()])
+        np.testing.assert_array_equal(data.all_examples()[name], expected)
+        np.testing.assert_array_equal(IN_MEMORY.all_examples()[name], expected)
+    mixed, in_memory = data.all_examples(seed=1), IN_MEMORY.all_examples(seed=1)
+    rows = lambda examples: [(*x, y) for x, y in zip(examples["x"].tolist(), examples["y"].tolist(), strict=True)]  # noqa: E731
+    assert rows(mixed) == rows(in_memory) != rows(data.all_examples())
+    assert sorted(rows(mixed)) == sorted(rows(data.all_examples()))
+    one = IN_MEMORY.subset(["dan", "bob", "ann"]).all_examples()
+    np.testing.assert_array_equal(one["x"], np.concatenate([CLIENTS["dan"]["x"], CLIENTS["ann"]["x"]]))
+
+
 def test_splits_keep_test_clients_with_examples(data: StreamedClientData) -> None:
     """Both parts are the clients in their order; bob, who has none, never tests; impossible numbers are refused."""
     for seed in range(10):

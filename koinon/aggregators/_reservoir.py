@@ -16,8 +16,8 @@ from koinon.computation import (
     federated_zip,
     jax_computation,
 )
-from koinon.learning._specs import specs_of
-from koinon.types import SERVER, Type
+from koinon.templates._specs import specs_of
+from koinon.types import SERVER, StructType, Type, register_container, strip_placement
 
 
 class ClientSample(NamedTuple):
@@ -32,12 +32,15 @@ class ClientSample(NamedTuple):
     count: Any
 
 
+register_container("koinon.ClientSample", ClientSample)
+
+
 class Reservoir(NamedTuple):
     """The values of the greatest priority so far.
 
     Attributes:
       values: leaves `[size, ...]`.
-      priorities: float32 `[size]`; a free row has -1.
+      priorities: int32 `[size]`; a free row has -1.
     """
 
     values: Any
@@ -70,17 +73,33 @@ def reservoir_of(value: Any, size: int, key: Any) -> Any:
       size: the number of rows.
       key: a PRNG key at the server.
     """
-    priority = federated_map(lambda own_key: jax.random.uniform(own_key), federated_split_key(key))
-    value_type = value.type_signature.member
+    return fill_reservoir(value, federated_map(draw_priority, federated_split_key(key)), size)
 
-    empty = jax_computation()(lambda: empty_reservoir(value_type, size))
-    return federated_aggregate(federated_zip((value, priority)), empty(), _insert, merge_reservoirs, lambda kept: kept)
+
+def fill_reservoir(value: Any, priority: Any, size: int) -> Any:
+    """The values of the greatest priorities, a `Reservoir` at the server.
+
+    Args:
+      value: `{T}@CLIENTS`, inside a federated computation.
+      priority: `{int32}@CLIENTS`; a client with -1 stays out.
+      size: the number of rows.
+    """
+    entry = federated_zip((value, priority))
+    entry_type = strip_placement(entry.type_signature)
+    assert isinstance(entry_type, StructType)
+    empty = jax_computation()(lambda: empty_reservoir(entry_type[0], size))
+    return federated_aggregate(entry, empty(), _insert, merge_reservoirs, lambda kept: kept)
+
+
+def draw_priority(key: jax.Array) -> jax.Array:
+    """A number of 31 random bits, so that two of a thousand clients draw the same once in four thousand rounds."""
+    return (jax.random.bits(key, (), jnp.uint32) >> 1).astype(jnp.int32)
 
 
 def empty_reservoir(value_type: Type, size: int) -> Reservoir:
     """A reservoir of free rows."""
     rows = jax.tree.map(lambda spec: jnp.zeros((size, *spec.shape), spec.dtype), specs_of(value_type))
-    return Reservoir(rows, jnp.full((size,), -1.0, jnp.float32))
+    return Reservoir(rows, jnp.full((size,), -1, jnp.int32))
 
 
 def constant_key(seed: int) -> Any:
@@ -106,8 +125,12 @@ def merge_reservoirs(a: Reservoir, b: Reservoir) -> Reservoir:
     return jax.tree.map(lambda rows: rows[order], both)
 
 
-def sample_of(reservoir: Reservoir) -> ClientSample:
-    """The sample that a reservoir holds, its free rows last."""
+def in_order(reservoir: Reservoir) -> Reservoir:
+    """The reservoir in descending order of priorities, its free rows last."""
     order = jnp.argsort(-reservoir.priorities)
-    count = jnp.sum(reservoir.priorities >= 0, dtype=jnp.int32)
-    return ClientSample(jax.tree.map(lambda rows: rows[order], reservoir.values), count)
+    return jax.tree.map(lambda rows: rows[order], reservoir)
+
+
+def sample_of(reservoir: Reservoir) -> ClientSample:
+    """The sample that a reservoir holds."""
+    return ClientSample(in_order(reservoir).values, jnp.sum(reservoir.priorities >= 0, dtype=jnp.int32))

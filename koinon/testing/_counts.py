@@ -1,7 +1,4 @@
-"""What a test can ask of a computation besides its result: how much Python a call runs, and whether it compiles.
-
-Both are deterministic, so that a test of speed can hold them where a clock would flake.
-"""
+"""Counts that a test of speed can hold where a clock would flake: they are the same at each run."""
 
 from __future__ import annotations
 
@@ -14,9 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-__all__ = ["CompilationCount", "FrameCount", "count_compilations", "count_frames"]
-
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 

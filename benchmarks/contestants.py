@@ -1,0 +1,76 @@
+"""Who takes part in the comparison: scripts, options, environments, and what is known not to run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One way to run the workloads.
+
+    Attributes:
+      script: the benchmark, `bench_*.py`.
+      environment: the name of its environment, in `ENVIRONMENTS`.
+      kind: how it was written: "as it comes", "tuned" by someone who knows the library, or "by hand".
+      options: what follows the workload and the number of rounds on its command line.
+      impossible: the workloads that it cannot run, with the reason.
+    """
+
+    script: str
+    environment: str
+    kind: str
+    options: tuple[str, ...] = ()
+    impossible: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+# What is installed in each environment; None is the environment that runs the comparison, which has koinon.
+# FedJAX uses `jax.tree_map`, which JAX 0.6 removed.
+ENVIRONMENTS: dict[str, tuple[str, ...] | None] = {
+    "koinon": None,
+    "drjax": ("drjax>=0.2.1", "jax>=0.10", "absl-py>=2", "numpy>=2"),
+    "fedjax": ("fedjax>=0.0.17", "jax==0.5.3", "jaxlib==0.5.3", "numpy>=2"),
+    "pfl": ("pfl[pytorch]>=0.6", "torch>=2.6", "numpy>=2"),
+    "flower": ("flwr[simulation]>=1.41", "jax>=0.10", "numpy>=2"),
+}
+
+# The library of an environment, for the versions in the results.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "koinon": ("koinon", "jax", "numpy"),
+    "drjax": ("drjax", "jax", "numpy"),
+    "fedjax": ("fedjax", "jax", "numpy"),
+    "pfl": ("pfl", "torch", "numpy"),
+    "flower": ("flwr", "ray", "jax", "numpy"),
+}
+
+_TOO_LONG = "a round takes longer than the ten minutes of a run"
+
+CONTESTANTS: dict[str, Contestant] = {
+    "koinon": Contestant("bench_koinon.py", "koinon", "as it comes"),
+    "handwritten-1": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=1",)),
+    "handwritten-2": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=2",)),
+    "drjax": Contestant(
+        "bench_drjax.py",
+        "drjax",
+        "as it comes",
+        ("groups=1",),
+        {"W3-100000": "padded to the longest, the clients alone take 23 GB, and XLA several times that"},
+    ),
+    "drjax-8-groups": Contestant("bench_drjax.py", "drjax", "tuned", ("groups=8",)),
+    "fedjax": Contestant("bench_fedjax.py", "fedjax", "as it comes"),
+    "pfl-1": Contestant("bench_pfl.py", "pfl", "as it comes", ("threads=1",), {"W3-100000": _TOO_LONG}),
+    "pfl-2": Contestant("bench_pfl.py", "pfl", "as it comes", ("threads=2",), {"W3-100000": _TOO_LONG}),
+    "flower": Contestant("bench_flower.py", "flower", "as it comes", ("actors=2",), {"W3-100000": _TOO_LONG}),
+}
+
+# The warm rounds of a run where the command line names no number: enough for a median within the time limit.
+ROUNDS: dict[str, int] = {"W1": 20, "W2": 3, "W3": 10, "W3-10000": 3, "W3-100000": 2, "W4": 3}
+
+
+def full_name(workload: str) -> str:
+    """The name that results carry: `W3` is the one of 1,000 clients.
+
+    >>> full_name("W3"), full_name("W1")
+    ('W3-1000', 'W1')
+    """
+    return "W3-1000" if workload == "W3" else workload

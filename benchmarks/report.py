@@ -1,0 +1,268 @@
+"""Makes the tables and plots of docs/benchmarks.md of the lines that `compare.py` wrote.
+
+    python benchmarks/report.py [results.jsonl ...] [--page docs/benchmarks.md]
+
+Only what stands between the two markers of the page is written; the plots lie in docs/assets/benchmarks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from contestants import CONTESTANTS
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
+REFERENCE = "koinon"
+# The palette of Okabe and Ito, which readers with any colour vision can tell apart.
+COLORS = ("#0072B2", "#777777", "#AAAAAA", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#882255", "#56B4E9")
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The runs of one contestant on one workload: medians over the runs.
+
+    Attributes:
+      runs: how many runs gave a result.
+      build: seconds to build, before the first round.
+      first: seconds of the first round, compilation included.
+      round: seconds of a warm round, the median of each run's median.
+      memory: the largest amount of memory of a run, in MB.
+      loss: the loss after the last round, of the last run.
+      rounds: how many rounds led to that loss.
+      error: why there is no result, where there is none.
+    """
+
+    runs: int = 0
+    build: float = float("nan")
+    first: float = float("nan")
+    round: float = float("nan")
+    memory: float = float("nan")
+    loss: float = float("nan")
+    rounds: int = 0
+    error: str = ""
+
+
+def read(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
+    """The lines of files of results."""
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def summarized(lines: Sequence[dict[str, Any]]) -> Summary:
+    """The summary of the lines of one contestant on one workload."""
+    good = [line for line in lines if line.get("times")]
+    if not good:
+        return Summary(error=lines[-1].get("error", "no warm round"))
+    return Summary(
+        runs=len(good),
+        build=statistics.median(line["build"] for line in good),
+        first=statistics.median(line["first"] for line in good),
+        round=statistics.median(statistics.median(line["times"]) for line in good),
+        memory=max(max(line["peak_mb"], line.get("family_mb", 0.0)) for line in good),
+        loss=good[-1]["loss"],
+        rounds=len(good[-1]["times"]) + 1,
+    )
+
+
+def summaries(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Summary]]:
+    """The summaries by workload and contestant, both in the order in which they should be shown."""
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for line in lines:
+        grouped.setdefault(line["workload"], {}).setdefault(line["contestant"], []).append(line)
+    order = {name: position for position, name in enumerate(CONTESTANTS)}
+    return {
+        workload: {
+            name: summarized(grouped[workload][name])
+            for name in sorted(grouped[workload], key=lambda name: (order.get(name, len(order)), name))
+        }
+        for workload in sorted(grouped, key=lambda workload: (workload.split("-")[0], clients_of(workload)))
+    }
+
+
+def clients_of(workload: str) -> int:
+    """The number of clients in the name of a workload that grows in them, else 0.
+
+    >>> clients_of("W3-1000"), clients_of("W1")
+    (1000, 0)
+    """
+    return int(workload.partition("-")[2] or 0)
+
+
+def digits(value: float) -> str:
+    """A number with three digits, without an exponent.
+
+    >>> digits(0.01234), digits(12.34), digits(1234.5)
+    ('0.0123', '12.3', '1,234')
+    """
+    decimals = next((n for n, least in ((0, 100), (1, 10), (2, 1), (3, 0.1), (4, 0.01)) if value >= least), 5)
+    return f"{value:,.{decimals}f}"
+
+
+def table(of_contestants: dict[str, Summary]) -> str:
+    """The table of one workload: times as multiples of koinon's, koinon's own in seconds."""
+    reference = of_contestants.get(REFERENCE, Summary())
+    rows = [
+        "| | how | a round, s | koinon = 1 | first round, s | build, s | memory, MB | loss |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    notes = []
+    for name, summary in of_contestants.items():
+        kind = CONTESTANTS[name].kind if name in CONTESTANTS else ""
+        if summary.error:
+            notes.append(f"{name}: {summary.error}.")
+            rows.append(f"| {name} | {kind} | | | | | | |")
+            continue
+        ratio = f"{digits(summary.round / reference.round)}" if reference.runs else ""
+        numbers = [summary.round, ratio, summary.first, summary.build, summary.memory]
+        cells = [number if isinstance(number, str) else digits(number) for number in numbers]
+        loss = f"{summary.loss:.6f} after {summary.rounds}"
+        rows.append(f"| {name} | {kind} | {' | '.join(cells)} | {loss} |")
+    return "\n".join([*rows, *(["", "No result: " + " ".join(notes)] if notes else [])])
+
+
+def machines(lines: Sequence[dict[str, Any]]) -> str:
+    """What the runs ran on, and with which versions, as sentences."""
+    found: dict[str, None] = {}
+    versions: dict[str, dict[str, None]] = {}
+    for line in lines:
+        machine = line.get("machine", {})
+        if "cores" in line and machine:
+            found[
+                f"{line['cores']} cores of {machine['processor']}, {machine['memory_gb']:.0f} GB, "
+                f"{machine['system']}, Python {line['python']}"
+            ] = None
+        for library, version in line.get("versions", {}).items():
+            versions.setdefault(library, {})[version] = None
+    dates = sorted({line["date"] for line in lines if "date" in line})
+    when = f" on {dates[0]}" if len(dates) == 1 else f" from {dates[0]} to {dates[-1]}" if dates else ""
+    with_versions = ", ".join(f"{library} {' and '.join(versions[library])}" for library in sorted(versions))
+    sentences = [f"Measured{when}" + (f" on {'; '.join(found)}." if found else ".")]
+    if with_versions:
+        sentences.append(f"Versions: {with_versions}.")
+    return "\n".join(sentences)
+
+
+def section(lines: Sequence[dict[str, Any]], plots: Sequence[tuple[str, str]]) -> str:
+    """What stands between the markers: the machine, the plots (path and caption), a table for each workload."""
+    parts = [machines(lines)]
+    parts += [f"![{caption}]({path})" for path, caption in plots]
+    parts += [f"### {workload}\n\n{table(rows)}" for workload, rows in summaries(lines).items()]
+    return "\n\n".join(parts)
+
+
+def replaced(page: str, content: str) -> str:
+    """A page with other content between its markers.
+
+    Raises:
+      ValueError: if the page does not have both markers, in their order.
+    """
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"The page needs the lines {BEGIN!r} and {END!r}, between which the results go.")
+    return f"{head}{BEGIN}\n\n{content}\n\n{END}{tail}"
+
+
+def growth(results: dict[str, dict[str, Summary]], field: str) -> dict[str, list[tuple[int, float]]]:
+    """For each contestant, the values of a field of W3's summaries by the number of clients."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for workload, rows in results.items():
+        for name, summary in rows.items():
+            if clients_of(workload) and summary.runs:
+                series.setdefault(name, []).append((clients_of(workload), getattr(summary, field)))
+    return {name: sorted(points) for name, points in series.items()}
+
+
+def color_of(name: str) -> str:
+    """The colour of a contestant, the same in all plots."""
+    names = list(CONTESTANTS)
+    return COLORS[names.index(name) % len(COLORS)] if name in names else "black"
+
+
+def draw(lines: Sequence[dict[str, Any]], folder: pathlib.Path) -> list[tuple[str, str]]:
+    """Draws the plots, and gives their file names and captions.
+
+    Raises:
+      ImportError: if matplotlib is missing.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "koinon"  # the same lines make the same bytes
+    folder.mkdir(parents=True, exist_ok=True)
+    results = summaries(lines)
+    plots = []
+
+    def save(figure: Any, file: str, caption: str) -> None:
+        figure.savefig(folder / file, metadata={"Date": None}, bbox_inches="tight")
+        pyplot.close(figure)
+        plots.append((file, caption))
+
+    timed = {workload: rows for workload, rows in results.items() if any(row.runs for row in rows.values())}
+    if timed:
+        figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.7 * len(timed)))
+        labelled: set[str] = set()
+        for position, (_, rows) in enumerate(timed.items()):
+            for name, summary in rows.items():
+                if summary.runs:
+                    label = None if name in labelled else name
+                    labelled.add(name)
+                    marker = "D" if name == REFERENCE else "o"
+                    axes.scatter(summary.round, position, color=color_of(name), marker=marker, s=50, label=label)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(timed)), list(timed))
+        axes.set_ylim(len(timed) - 0.5, -0.5)
+        axes.set_xlabel("seconds a round (log)")
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
+        save(figure, "rounds.svg", "Seconds of a warm round on each workload; left is better.")
+    for field, file, label, caption in (
+        ("round", "clients-time.svg", "seconds a round", "Seconds of a round of W3 as the number of clients grows."),
+        ("memory", "clients-memory.svg", "peak memory, MB", "Peak memory on W3 as the number of clients grows."),
+    ):
+        series = growth(results, field)
+        if len({clients for points in series.values() for clients, _ in points}) < 2:
+            continue
+        figure, axes = pyplot.subplots(figsize=(8, 4))
+        for name, points in series.items():
+            width = 2.5 if name == REFERENCE else 1.2
+            axes.plot(*zip(*points, strict=True), "o-", color=color_of(name), linewidth=width, label=name)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("clients of a round (log)")
+        axes.set_ylabel(f"{label} (log)")
+        axes.grid(alpha=0.3)
+        axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
+        save(figure, file, caption)
+    return plots
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the page."""
+    parser = argparse.ArgumentParser(description="Writes the tables and plots of the benchmarks' page.")
+    default = pathlib.Path(__file__).resolve().parent / "results.jsonl"
+    parser.add_argument("results", nargs="*", type=pathlib.Path, default=[default])
+    parser.add_argument("--page", type=pathlib.Path, default=ROOT / "docs" / "benchmarks.md")
+    options = parser.parse_args(arguments)
+    lines = read(options.results)
+    assets = options.page.parent / "assets" / "benchmarks"
+    try:
+        plots = [(f"assets/benchmarks/{file}", caption) for file, caption in draw(lines, assets)]
+    except ImportError:
+        print("Without matplotlib (pip install 'koinon[plot]') there are no plots.", file=sys.stderr)
+        plots = []
+    page = options.page.read_text(encoding="utf-8")
+    options.page.write_text(replaced(page, section(lines, plots)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
