@@ -2,7 +2,7 @@
 
     W1  a perceptron 64-128-10, 100 clients of very different sizes (Dirichlet(0.3) by label), batches of 20
     W2  a convolutional network of 1.2 M parameters on 28x28 images, cohorts of 10 of 200 clients, batches of 20
-    W3  logistic regression 100 -> 10, cohorts of 1,000 to 100,000 clients, batches of 10
+    W3  logistic regression 100 -> 10, cohorts of 100 to 100,000 clients, batches of 10
     W4  a character LSTM of 256 units over 80 steps, cohorts of 10 of 60 clients, batches of 4
 
 A round is federated averaging: one epoch of SGD at every client, exact partial last batches, the mean of the changes
@@ -147,6 +147,7 @@ def w4() -> Workload:
 WORKLOADS: dict[str, Any] = {
     "W1": w1,
     "W2": w2,
+    "W3-100": lambda: w3(100),
     "W3": w3,
     "W3-10000": lambda: w3(10_000),
     "W3-100000": lambda: w3(100_000),

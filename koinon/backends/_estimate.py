@@ -9,6 +9,7 @@ from typing import Any
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
+from koinon.computation._symbolic import is_symbolic
 
 # What a dimension that is not known yet counts as.
 _UNKNOWN = 64
@@ -66,6 +67,13 @@ def largest_read(jaxpr: Jaxpr) -> int:
 def has_convolutions(jaxpr: Jaxpr) -> bool:
     """Whether there is a convolution in the program."""
     return any(eqn.primitive.name == "conv_general_dilated" for eqn in equations(jaxpr))
+
+
+def has_symbolic_results(jaxpr: Jaxpr) -> bool:
+    """Whether an equation makes an array whose shape depends on that of an input."""
+    return any(
+        is_symbolic(var.aval.shape) for eqn in equations(jaxpr) for var in eqn.outvars if hasattr(var.aval, "shape")
+    )
 
 
 def step_operations(jaxpr: Jaxpr) -> int | None:

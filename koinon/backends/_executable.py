@@ -19,6 +19,7 @@ from koinon.backends._feed import ClientsFeeder, ServerFeeder, bucket, result_bu
 from koinon.backends._optimize import (
     check_one_program,
     compiler_options_of,
+    keeps_rows,
     largest_read_of,
     run_bounded,
     run_optimized,
@@ -37,7 +38,7 @@ from koinon.backends._schedule import (
 from koinon.backends._secure import input_out_of_range, modulus_not_positive, total_out_of_range
 from koinon.compiler import PlanValue, plan
 from koinon.compiler._steps import plan_values
-from koinon.computation import ClientRows, Computation
+from koinon.computation import ClientRows, Cohort, Computation
 from koinon.computation._arguments import Unpacked
 from koinon.computation._flat import flatten, leaf_types, unflatten
 from koinon.computation._transfer import fields_of, num_clients
@@ -72,6 +73,7 @@ class Executable:
         self._program = Program(self._plan, run_optimized)
         self._work = clients_work(self._plan)
         self._room = largest_read_of(self._plan)
+        self._keeps_rows = keeps_rows(self._plan)
         self._type = computation.type_signature
         self._server: list[tuple[ServerFeeder, PlanValue]] = []
         self._clients: list[tuple[ClientsFeeder, PlanValue]] = []
@@ -83,9 +85,9 @@ class Executable:
         self._stages = [number for number in range(len(self._plan.phases)) if self._program.has_clients(number)]
         self._can_thread = bool(self._stages) and not any(self._program.has_rows(n) for n in self._stages)
         jit = functools.partial(jax.jit, compiler_options=compiler_options_of(self._plan))
-        self._whole = jit(self._run_whole, static_argnums=(4, 5))
+        self._whole = jit(self._run_whole, static_argnums=(4, 5, 6))
         self._server_stage = jit(self._run_server_stage, static_argnums=(0,))
-        self._clients_stage = jit(self._run_clients_stage, static_argnums=(0, 4))
+        self._clients_stage = jit(self._run_clients_stage, static_argnums=(0, 4, 5))
 
     def __call__(self, argument: Any) -> Any:
         """Runs the computation."""
@@ -102,11 +104,12 @@ class Executable:
         homes = self._options.homes()
         threads = self._threads(lengths, count)
         parts = self._parts(lengths, count, capacity, lanes, max(threads, len(homes)))
+        window = self._window(given, lengths) if self._keeps_rows else None
         if len(parts) == 1:
-            leaves, flags = self._run_one(server, clients, parts, count, capacity, lanes)
+            leaves, flags = self._run_one(server, clients, parts, count, capacity, lanes, window)
         else:
             placed = [clients, *map(functools.partial(self._feed, given, capacity), homes[1:])]
-            leaves, flags = self._run_parts(server, placed, parts, homes, lanes, threads)
+            leaves, flags = self._run_parts(server, placed, parts, homes, lanes, threads, window)
         if flags:
             self._raise_flags(jax.device_get(flags))
         return self._build(iter(leaves), count, given)
@@ -144,6 +147,12 @@ class Executable:
         counts = [(feeder.path, feeder.count(value)) for (feeder, _), value in zip(self._clients, given, strict=True)]
         return num_clients(counts, self._options.default_num_clients)
 
+    def _window(self, given: list[Any], lengths: np.ndarray | None) -> int:
+        """Room for the examples of any client, of the whole dataset where there is one, so that it stays the same."""
+        packed = [value.packed for value in given if isinstance(value, Cohort)]
+        longest = [0 if lengths is None else int(lengths.max(initial=0)), *[data.longest for data in packed]]
+        return bucket(max(longest))
+
     def _shares(self, lengths: np.ndarray | None, count: int) -> bool:
         """Whether the clients of a cohort can be dealt out, and are enough."""
         if not self._can_thread or lengths is None:
@@ -169,10 +178,17 @@ class Executable:
     # --- the compiled programs ---------------------------------------------------------------------------------------
 
     def _run_whole(
-        self, server: list[Any], clients: list[Any], segment: Segment, count: Any, capacity: int, lanes: int
+        self,
+        server: list[Any],
+        clients: list[Any],
+        segment: Segment,
+        count: Any,
+        capacity: int,
+        lanes: int,
+        window: int | None,
     ) -> Any:
         """All in one program: the leaves of the result and the error flags."""
-        state = State(self._server_scope(server), self._client_scope(clients), {})
+        state = State(self._server_scope(server), self._client_scope(clients, window), {})
         for number in range(len(self._plan.phases)):
             self._program.begin(number, state)
             if number in self._stages:
@@ -187,7 +203,7 @@ class Executable:
         program = Program(self._plan, functools.partial(run_bounded, longest=longest))
         (segment,) = segments(lengths, count, capacity, lanes=1, threads=1)
         server, clients, segment = jax.tree.map(jnp.asarray, (server, clients, segment))
-        state = State(self._server_scope(server), self._client_scope(clients), {})
+        state = State(self._server_scope(server), self._client_scope(clients, None), {})
         for number in range(len(self._plan.phases)):
             program.begin(number, state)
             if number in self._stages:
@@ -196,10 +212,17 @@ class Executable:
         return self._result_leaves(state)
 
     def _run_one(
-        self, server: list[Any], clients: list[Any], parts: list[Segment], count: int, capacity: int, lanes: int
+        self,
+        server: list[Any],
+        clients: list[Any],
+        parts: list[Segment],
+        count: int,
+        capacity: int,
+        lanes: int,
+        window: int | None,
     ) -> Any:
         """The whole round as one program."""
-        return self._whole(server, clients, parts[0], np.int32(count), capacity, lanes)
+        return self._whole(server, clients, parts[0], np.int32(count), capacity, lanes, window)
 
     def _run_parts(
         self,
@@ -209,6 +232,7 @@ class Executable:
         homes: tuple[Device | None, ...],
         lanes: int,
         threads: int,
+        window: int | None,
     ) -> Any:
         """One program for each stretch of the server's work, and one for the clients' that every part runs.
 
@@ -219,6 +243,7 @@ class Executable:
           homes: the devices.
           lanes: how many clients run side by side.
           threads: how many parts run at once on a device.
+          window: the most examples of a client, where a client's work depends on it.
         """
         scope: Any = server
         flags: dict[str, Any] = {}
@@ -231,7 +256,7 @@ class Executable:
 
             def run(index: int, number: int = number, scopes: list[Any] = scopes) -> Any:
                 home = index % len(homes)
-                part = self._clients_stage(number, scopes[home], clients[home], parts[index], lanes)
+                part = self._clients_stage(number, scopes[home], clients[home], parts[index], lanes, window)
                 # What one thread starts, JAX runs in order: a thread waits for its part, so that no other gets it.
                 return jax.block_until_ready(part if home == 0 else jax.device_put(part, jax.local_devices()[0]))
 
@@ -255,8 +280,10 @@ class Executable:
         needed = self._needed_from(last)
         return {index: value for index, value in state.scope.items() if index in needed}, state.flags
 
-    def _run_clients_stage(self, number: int, scope: Any, clients: list[Any], segment: Segment, lanes: int) -> Any:
-        state = State(dict(scope), self._client_scope(clients), {})
+    def _run_clients_stage(
+        self, number: int, scope: Any, clients: list[Any], segment: Segment, lanes: int, window: int | None
+    ) -> Any:
+        state = State(dict(scope), self._client_scope(clients, window), {})
         return self._program.run_clients(number, state, segment, 1, lanes)
 
     def _needed_from(self, number: int) -> set[int]:
@@ -275,9 +302,9 @@ class Executable:
             _bind_tree(planned, unflatten(feeder.member, leaves), scope)
         return scope
 
-    def _client_scope(self, clients: list[Any]) -> dict[int, Any]:
+    def _client_scope(self, clients: list[Any], window: int | None) -> dict[int, Any]:
         return {
-            planned.index: ClientsArgument(feeder.type, leaves)
+            planned.index: ClientsArgument(feeder.type, leaves, window)
             for (feeder, planned), leaves in zip(self._clients, clients, strict=True)
         }
 

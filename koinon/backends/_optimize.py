@@ -10,7 +10,7 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr
 
 from koinon.backends._convolution import options_for_convolutions
-from koinon.backends._estimate import has_convolutions, largest_read
+from koinon.backends._estimate import has_convolutions, has_symbolic_results, largest_read
 from koinon.backends._feed import NotOneProgramError
 from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite
 from koinon.backends._schedule import programs_of
@@ -104,6 +104,13 @@ def compiler_options_of(plan: Plan) -> dict[str, Any] | None:
     if any(has_convolutions(node.program.jaxpr) for node in programs):
         return options_for_convolutions(jax.default_backend())
     return None
+
+
+def keeps_rows(plan: Plan) -> bool:
+    """Whether the clients' work makes something of as many rows as the buffers of a sequence have."""
+    steps = [step for phase in plan.phases for step in phase.clients]
+    programs = [node for step in steps for node in programs_of(step.operands)]
+    return any(has_symbolic_results(node.program.jaxpr) for node in programs)
 
 
 def largest_read_of(plan: Plan) -> int:

@@ -46,22 +46,30 @@ class ClientsArgument:
       type: `{T}@CLIENTS`.
       leaves: for each leaf of a member that is made of tensors, its values stacked over the clients; for a sequence
         its buffers, and the clients' offsets and lengths.
+      window: the most examples of a client, where a client's work depends on how many rows the buffers have; it sees
+        so many then. None where it does not.
     """
 
     type: FederatedType
     leaves: Any
+    window: int | None = None
 
     def at(self, index: Any) -> Any:
         """The value of one client."""
-        return _client_value(self.type.member, iter(self.leaves), index)
+        return _client_value(self.type.member, iter(self.leaves), index, self.window)
 
 
-def _client_value(type_: Type, leaves: Any, index: Any) -> Any:
+def _client_value(type_: Type, leaves: Any, index: Any, window: int | None) -> Any:
     if isinstance(type_, StructType):
-        return tuple([_client_value(field, leaves, index) for _, field in type_.items()])
+        return tuple([_client_value(field, leaves, index, window) for _, field in type_.items()])
     if isinstance(type_, SequenceType):
         buffers, offsets, lengths = next(leaves)
-        return Sequence(PackedView(type_.element, buffers, offsets[index], lengths[index], padded=True))
+        offset, length = offsets[index], lengths[index]
+        if window is None or any(buffer.shape[0] <= window for buffer in buffers):
+            return Sequence(PackedView(type_.element, buffers, offset, length, padded=True))
+        start = jnp.minimum(offset, min([buffer.shape[0] for buffer in buffers], default=0) - window)
+        own = tuple([jax.lax.dynamic_slice_in_dim(buffer, start, window) for buffer in buffers])
+        return Sequence(PackedView(type_.element, own, offset - start, length))
     return next(leaves)[index]
 
 
@@ -78,7 +86,7 @@ class Rows:
 
 
 jax.tree_util.register_dataclass(Rows, data_fields=["leaves"], meta_fields=["type"])
-jax.tree_util.register_dataclass(ClientsArgument, data_fields=["leaves"], meta_fields=["type"])
+jax.tree_util.register_dataclass(ClientsArgument, data_fields=["leaves"], meta_fields=["type", "window"])
 
 
 @dataclasses.dataclass(frozen=True)

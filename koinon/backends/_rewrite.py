@@ -221,7 +221,7 @@ def faster_scan(eqn: Any, inputs: list[Any]) -> list[Any] | None:
 
 def _transposed_operands(jaxpr: Jaxpr, num_consts: int) -> list[int]:
     """The constants of a scan that are the right factor of a product over their last dimension."""
-    places = {var: i for i, var in enumerate(jaxpr.invars[:num_consts])}
+    places: dict[Any, int] = {var: i for i, var in enumerate(jaxpr.invars[:num_consts])}
     return sorted({places[eqn.invars[1]] for eqn in jaxpr.eqns if _is_product_with_transpose(eqn, places)})
 
 

@@ -113,6 +113,11 @@ class PackedSequences:
         """The number of clients whose sequences are packed."""
         return len(self.offsets)
 
+    @functools.cached_property
+    def longest(self) -> int:
+        """The most examples that a client has."""
+        return int(self.lengths.max(initial=0))
+
     def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
         """The buffers on a device, copied there at the first use and kept.
 

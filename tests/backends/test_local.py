@@ -382,3 +382,24 @@ def test_an_explanation_says_how_a_call_runs() -> None:
     explanation = LocalBackend().explain(comp, ko.jax_computation(lambda x: x, np.int32), [1])
     assert explanation.reason is not None
     assert "reference" in str(explanation)
+
+
+def test_what_a_client_keeps_of_its_examples_does_not_grow_with_the_dataset() -> None:
+    """A sequence of outputs has room for the longest client, and not for the examples of all clients."""
+    clients = 2**14
+    lengths = np.arange(clients) % 8
+    values = np.arange(lengths.sum(), dtype=np.float32)
+    data = ko.PackedSequences(ko.to_type(np.float32), [values], np.cumsum(lengths) - lengths, lengths)
+
+    @ko.federated_computation(at_clients(SequenceType(np.float32)))
+    def largest_sum(data: Any) -> Any:
+        def running(sequence: Any) -> Any:
+            return sequence.scan(jnp.float32(0), lambda total, x: (total + x, total + x))[1]
+
+        sums = ko.federated_map(running, data)
+        return ko.federated_max(ko.federated_map(lambda s: s.reduce(jnp.float32(0), jnp.maximum), sums))
+
+    # With room for all examples in each client's row, this would take four gigabytes.
+    assert float(largest_sum(ko.Cohort(data, np.arange(clients)))) == values[-7:].sum()
+    one = float(largest_sum(ko.Cohort(data, np.array([3]))))
+    assert one == values[3:6].sum()
