@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from contestants import CONTESTANTS, ENVIRONMENTS, LIBRARIES, ROUNDS, full_name
+from contestants import CONTESTANTS, ENVIRONMENTS, IMPORTS, LIBRARIES, ROUNDS, full_name
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENVIRONMENTS_FOLDER = HERE / ".envs"
@@ -73,6 +73,13 @@ def versions(python: pathlib.Path, libraries: tuple[str, ...]) -> dict[str, str]
     """The versions of the libraries in an environment."""
     command = [str(python), "-c", VERSIONS, *libraries]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def import_seconds(python: pathlib.Path, modules: str) -> float:
+    """How long imports take in a process of their own, whose start does not count."""
+    script = f"import time; start = time.perf_counter(); import {modules}; print(time.perf_counter() - start)"
+    done = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True)
+    return round(float(done.stdout), 4)
 
 
 def machine() -> dict[str, Any]:
@@ -203,7 +210,8 @@ def compared(name: str, workload: str, rounds: int | None, limit: float, given: 
     result = result_line(output)
     if result is None:
         return {**line, "error": failure(code, errors, limit)}
-    return {**result, **line, "family_mb": peak}
+    seconds = import_seconds(python, IMPORTS[contestant.environment])
+    return {**result, **line, "family_mb": peak, "import": seconds}
 
 
 def progress_of(total: int) -> Any:

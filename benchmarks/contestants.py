@@ -43,12 +43,23 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "flower": ("flwr", "ray", "jax", "numpy"),
 }
 
+# What a program imports before it can do anything; how long that takes is measured by itself.
+IMPORTS: dict[str, str] = {
+    "koinon": "koinon, koinon.learning, koinon.simulation",
+    "drjax": "drjax",
+    "fedjax": "fedjax",
+    "pfl": "pfl.algorithm.federated_averaging, pfl.aggregate.simulate, pfl.model.pytorch",
+    "flower": "flwr.clientapp, flwr.serverapp.strategy, flwr.simulation, jax",
+}
+
 _TOO_LONG = "a round takes longer than the ten minutes of a run"
 
 CONTESTANTS: dict[str, Contestant] = {
     "koinon": Contestant("bench_koinon.py", "koinon", "as it comes"),
+    "koinon-fresh": Contestant("bench_koinon.py", "koinon", "as it comes", ("fresh=1",)),
     "handwritten-1": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=1",)),
     "handwritten-2": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=2",)),
+    "handwritten-2-16-lanes": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=2", "lanes=16")),
     "drjax": Contestant(
         "bench_drjax.py",
         "drjax",
@@ -64,7 +75,7 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 # The warm rounds of a run where the command line names no number: enough for a median within the time limit.
-ROUNDS: dict[str, int] = {"W1": 20, "W2": 3, "W3": 10, "W3-10000": 3, "W3-100000": 2, "W4": 3}
+ROUNDS: dict[str, int] = {"W1": 20, "W2": 3, "W3-100": 20, "W3": 10, "W3-10000": 3, "W3-100000": 2, "W4": 3}
 
 
 def full_name(workload: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -21,8 +22,11 @@ from contestants import CONTESTANTS
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
 REFERENCE = "koinon"
-# The palette of Okabe and Ito, which readers with any colour vision can tell apart.
-COLORS = ("#0072B2", "#777777", "#AAAAAA", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#882255", "#56B4E9")
+# The palette of Okabe and Ito, which readers with any colour vision can tell apart, and greys for programs by hand.
+COLORS = (
+    *("#0072B2", "#56B4E9", "#555555", "#888888", "#BBBBBB"),
+    *("#E69F00", "#D55E00", "#009E73", "#CC79A7", "#882255", "#F0E442"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Summary:
 
     Attributes:
       runs: how many runs gave a result.
+      imports: seconds that the imports of a program take.
       build: seconds to build, before the first round.
       first: seconds of the first round, compilation included.
       round: seconds of a warm round, the median of each run's median.
@@ -41,6 +46,7 @@ class Summary:
     """
 
     runs: int = 0
+    imports: float = float("nan")
     build: float = float("nan")
     first: float = float("nan")
     round: float = float("nan")
@@ -62,6 +68,7 @@ def summarized(lines: Sequence[dict[str, Any]]) -> Summary:
         return Summary(error=lines[-1].get("error", "no warm round"))
     return Summary(
         runs=len(good),
+        imports=statistics.median([line["import"] for line in good if "import" in line] or [float("nan")]),
         build=statistics.median(line["build"] for line in good),
         first=statistics.median(line["first"] for line in good),
         round=statistics.median(statistics.median(line["times"]) for line in good),
@@ -96,11 +103,13 @@ def clients_of(workload: str) -> int:
 
 
 def digits(value: float) -> str:
-    """A number with three digits, without an exponent.
+    """A number with three digits, without an exponent; nothing for one that is not known.
 
     >>> digits(0.01234), digits(12.34), digits(1234.5)
     ('0.0123', '12.3', '1,234')
     """
+    if math.isnan(value):
+        return ""
     decimals = next((n for n, least in ((0, 100), (1, 10), (2, 1), (3, 0.1), (4, 0.01)) if value >= least), 5)
     return f"{value:,.{decimals}f}"
 
@@ -109,18 +118,18 @@ def table(of_contestants: dict[str, Summary]) -> str:
     """The table of one workload: times as multiples of koinon's, koinon's own in seconds."""
     reference = of_contestants.get(REFERENCE, Summary())
     rows = [
-        "| | how | a round, s | koinon = 1 | first round, s | build, s | memory, MB | loss |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
+        "| | how | a round, s | koinon = 1 | import, s | build, s | first round, s | memory, MB | loss |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     notes = []
     for name, summary in of_contestants.items():
         kind = CONTESTANTS[name].kind if name in CONTESTANTS else ""
         if summary.error:
             notes.append(f"{name}: {summary.error}.")
-            rows.append(f"| {name} | {kind} | | | | | | |")
+            rows.append(f"| {name} | {kind} | | | | | | | |")
             continue
         ratio = f"{digits(summary.round / reference.round)}" if reference.runs else ""
-        numbers = [summary.round, ratio, summary.first, summary.build, summary.memory]
+        numbers = [summary.round, ratio, summary.imports, summary.build, summary.first, summary.memory]
         cells = [number if isinstance(number, str) else digits(number) for number in numbers]
         loss = f"{summary.loss:.6f} after {summary.rounds}"
         rows.append(f"| {name} | {kind} | {' | '.join(cells)} | {loss} |")
