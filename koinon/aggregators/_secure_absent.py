@@ -59,5 +59,5 @@ def _mark(value: Any, weight: Any) -> tuple[Any, jax.Array, jax.Array]:
     is_there = is_finite & (weight != 0)
     marked = jax.tree.map(lambda leaf: jnp.where(is_there, leaf, jnp.asarray(jnp.nan, leaf.dtype)), value)
     # A negative number is out of the range of its secure sum, and the engine says so.
-    flag = jnp.where(weight < 0, -1, (~is_finite).astype(jnp.int32))
+    flag = jnp.where((weight < 0) & jnp.isfinite(weight), -1, (~is_finite).astype(jnp.int32))
     return marked, jnp.where(is_there, weight, jnp.nan), flag

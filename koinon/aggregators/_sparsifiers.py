@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators._compressor import Compressor, check_compressor
 
+_LEAST_NORMAL = 1 << 23  # the bit pattern of the least normal positive float32
+_NUM_NORMAL = 254 << 23  # how many there are up to the largest finite one
+
 
 class SparseMessage(NamedTuple):
     """What `TopKSparsifier` sends.
@@ -167,4 +170,7 @@ class RandomKSparsifier(_Sparsifier):
         return jnp.zeros((size,), jnp.float32).at[self._places(message.key, size)].set(values * scale)
 
     def _places(self, key: jax.Array, size: int) -> jax.Array:
-        return jax.random.permutation(key, size)[: self.count(size)]
+        # The largest of so many random numbers. They are spread over the bit patterns of the normal positive floats,
+        # which are in the order of these floats: XLA finds the largest of floats much faster than it permutes.
+        patterns = jnp.uint32(_LEAST_NORMAL) + jax.random.bits(key, (size,), jnp.uint32) % jnp.uint32(_NUM_NORMAL)
+        return jax.lax.top_k(jax.lax.bitcast_convert_type(patterns, jnp.float32), self.count(size))[1]

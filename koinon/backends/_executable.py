@@ -102,8 +102,11 @@ class Executable:
         lengths = _lengths(clients)
         lanes = self._options.lanes or choose_lanes(self._work, capacity)
         homes = self._options.homes()
-        threads = self._threads(lengths, count)
-        parts = self._parts(lengths, count, capacity, lanes, max(threads, len(homes)))
+        threads, shares = 1, False
+        if self._can_thread and lengths is not None:
+            examples = self._examples(given, clients, capacity)
+            threads, shares = self._threads(examples, capacity), self._shares(examples)
+        parts = self._parts(lengths, count, capacity, lanes, max(threads, len(homes)), shares)
         window = self._window(given, lengths) if self._keeps_rows else None
         if len(parts) == 1:
             leaves, flags = self._run_one(server, clients, parts, count, capacity, lanes, window)
@@ -127,15 +130,16 @@ class Executable:
         given = values[len(self._server) :]
         count = self._count(given)
         capacity = bucket(count)
-        lengths = _lengths(self._feed(given, capacity))
+        clients = self._feed(given, capacity)
+        lengths, examples = _lengths(clients), self._examples(given, clients, capacity)
         return Explanation(
             computation=self._plan.name,
             reason=None,
             clients=count,
             examples=None if lengths is None else int(lengths[:count].sum()),
             lanes=self._options.lanes or choose_lanes(self._work, capacity),
-            threads=self._threads(lengths, count),
-            devices=len(self._options.homes()) if self._shares(lengths, count) else 1,
+            threads=self._threads(examples, capacity),
+            devices=len(self._options.homes()) if self._shares(examples) else 1,
             step_operations=self._work.step,
             rewrites=rewrites_of(self._plan),
             aggregations=tuple(aggregation_notes(self._plan)),
@@ -153,27 +157,35 @@ class Executable:
         longest = [0 if lengths is None else int(lengths.max(initial=0)), *[data.longest for data in packed]]
         return bucket(max(longest))
 
-    def _shares(self, lengths: np.ndarray | None, count: int) -> bool:
-        """Whether the clients of a cohort can be dealt out, and are enough."""
-        if not self._can_thread or lengths is None:
-            return False
-        return self._work.is_worth_sharing(int(lengths[:count].sum()))
+    def _examples(self, given: list[Any], clients: list[Any], capacity: int) -> int | None:
+        """About how many examples a cohort has: the same for all cohorts of a dataset that share a program."""
+        for value, leaves in zip(given, clients, strict=True):
+            for leaf in leaves:
+                if isinstance(leaf, tuple):
+                    rows = leaf[0][0].shape[0] if leaf[0] else 0
+                    return rows * capacity // bucket(value.packed.num_clients) if isinstance(value, Cohort) else rows
+        return None
 
-    def _threads(self, lengths: np.ndarray | None, count: int) -> int:
-        if not self._can_thread or lengths is None:
+    def _shares(self, examples: int | None) -> bool:
+        """Whether the clients of a cohort can be dealt out, and are worth it."""
+        return self._can_thread and examples is not None and self._work.is_worth_sharing(examples)
+
+    def _threads(self, examples: int | None, capacity: int) -> int:
+        if not self._can_thread or examples is None:
             return 1
         if self._options.threads is not None:
-            return max(1, min(self._options.threads, count))
-        return choose_threads(self._work, count, int(lengths[:count].sum()))
+            return min(self._options.threads, capacity)
+        return choose_threads(self._work, capacity, examples)
 
-    def _parts(self, lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int) -> list[Segment]:
-        """The parts of the cohort that run by themselves."""
-        if lengths is not None and self._shares(lengths, count):
-            if self._options.deterministic:
-                return ordered_segments(lengths, count, capacity)
-        elif self._options.threads is None or not self._can_thread:
+    def _parts(
+        self, lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int, shares: bool
+    ) -> list[Segment]:
+        """The parts of the cohort that run by themselves; as many for all cohorts that share a program."""
+        if shares and lengths is not None and self._options.deterministic:
+            return ordered_segments(lengths, count, capacity)
+        if not shares and (self._options.threads is None or not self._can_thread):
             threads = 1
-        return segments(lengths, count, capacity, lanes, min(threads, max(1, count)))
+        return segments(lengths, count, capacity, lanes, min(threads, capacity))
 
     # --- the compiled programs ---------------------------------------------------------------------------------------
 

@@ -97,13 +97,19 @@ def choose_lanes(work: Work, capacity: int) -> int:
     return CPU_LANES if small and capacity >= 4 * CPU_LANES else 1
 
 
-def choose_threads(work: Work, count: int, examples: int) -> int:
-    """On how many threads the clients run."""
+def choose_threads(work: Work, capacity: int, examples: int) -> int:
+    """On how many threads the clients run.
+
+    Args:
+      work: the work of a client.
+      capacity: the clients that there is room for.
+      examples: about how many examples they have.
+    """
     if jax.default_backend() != "cpu" or work.step is None or work.step > LARGE_STEP:
         return 1
     if not work.is_worth_sharing(examples):
         return 1
-    return max(1, min(available_cores(), count // 2))
+    return max(1, min(available_cores(), capacity // 2))
 
 
 @functools.cache
@@ -135,12 +141,14 @@ def segments(lengths: np.ndarray | None, count: int, capacity: int, lanes: int, 
 
 
 def ordered_segments(lengths: np.ndarray, count: int, capacity: int) -> list[Segment]:
-    """The cohort cut, in its order, into segments of about as many examples each, the same on every machine."""
+    """The cohort cut, in its order, into segments of about as many examples each, the same on every machine.
+
+    There are always as many segments; those of a small cohort may be empty.
+    """
     order = np.zeros(capacity, np.int32)
     order[:count] = np.arange(count)
     before = np.cumsum(lengths[:count], dtype=np.int64) - lengths[:count]
-    parts = min(ORDERED_PARTS, count)
-    owner = before * parts // max(1, int(lengths[:count].sum()))
-    edges = np.searchsorted(owner, np.arange(parts + 1)).astype(np.int32)
+    owner = before * ORDERED_PARTS // max(1, int(lengths[:count].sum()))
+    edges = np.searchsorted(owner, np.arange(ORDERED_PARTS + 1)).astype(np.int32)
     edges[-1] = count
-    return [Segment(order, start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
+    return [Segment(order, start, stop) for start, stop in itertools.pairwise(edges)]

@@ -82,6 +82,9 @@ def compute_epsilon(
 ) -> float:
     """The epsilon of rounds of a Gaussian mechanism, an upper bound.
 
+    Where cohorts are sampled, there are settings of much sampling and little noise, with epsilons of hundreds, in which
+    `dp_accounting` leaves out orders that it cannot compute. The bound holds, but is not the best.
+
     Args:
       noise_multiplier: the standard deviation of the noise over the clipping norm.
       rounds: how many rounds there are.

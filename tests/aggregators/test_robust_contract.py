@@ -68,8 +68,8 @@ def rules(*late):
 
 
 each_rule = rules()
-most_rules = rules("geometric", "krum")  # which others in the table are much like
-a_few_rules = rules("trimmed", "geometric", "krum", "multi-krum", "bucketing", "bounded")
+most_rules = rules("geometric", "krum", "bounded")  # which others in the table are much like
+a_few_rules = rules("trimmed", "geometric", "krum", "multi-krum", "bucketing", "centered", "bounded")
 
 
 @functools.cache

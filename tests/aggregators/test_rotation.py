@@ -41,7 +41,7 @@ def test_the_hadamard_transform_is_the_matrix():
 
 
 @every_rotation
-@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("size", [1, 5, 64])
 def test_a_rotation_keeps_norms_and_has_an_inverse(rotation, size):
     """For sizes that need padding and sizes that do not."""
     vector = jnp.asarray(np.random.default_rng(size).normal(size=rotation.padded(size)), jnp.float32)
@@ -70,10 +70,9 @@ def test_padding():
 
 
 @every_rotation
-@pytest.mark.parametrize("num_repeats", [1, 2])
-def test_a_sum_behind_a_rotation_is_the_sum(rotation, num_repeats):
+def test_a_sum_behind_a_rotation_is_the_sum(rotation):
     """Of structures and half-precision leaves, over rounds whose keys differ."""
-    process = rotation(SumFactory(), num_repeats).create(ko.types.parse("<a=float32[2,3],b=float16>"))
+    process = rotation(SumFactory(), num_repeats=2).create(ko.types.parse("<a=float32[2,3],b=float16>"))
     value = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float16(0.5)}
     state, keys = process.initialize(), []
     for _ in range(2):
@@ -88,12 +87,12 @@ def test_a_sum_behind_a_rotation_is_the_sum(rotation, num_repeats):
 @every_rotation
 def test_quantization_errs_less_behind_a_rotation(rotation):
     """Of a vector with one large element, rounded to 15 levels: less than half the error, at the same bytes."""
-    value = np.random.default_rng(0).normal(size=1024).astype(np.float32)
-    value[3] = 100.0
+    value = np.random.default_rng(0).normal(size=128).astype(np.float32)
+    value[3] = 50.0
     quantized = EncodedSumFactory(UniformQuantizer(4))
     errors, measured = [], []
     for factory in (quantized, rotation(quantized)):
-        process = factory.create(TensorType(jnp.float32, (1024,)))
+        process = factory.create(TensorType(jnp.float32, (128,)))
         output = process.next(process.initialize(), [value])
         errors.append(np.linalg.norm(np.asarray(output.result) - value))
         measured.append(jax.tree.leaves(output.measurements))

@@ -19,7 +19,9 @@ def compiled(fraction):
     return jax.jit(lambda m, n: TrimmedMeanFactory(fraction).combine(Rows(m, jnp.arange(len(m)), n)))
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.49])
+@pytest.mark.parametrize(
+    "fraction", [0.3, pytest.param(0.0, marks=pytest.mark.soak), pytest.param(0.49, marks=pytest.mark.soak)]
+)
 def test_it_is_the_mean_of_what_sorting_leaves(fraction):
     """`floor(beta n)` values are left out at each end, and never all."""
     matrix = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
@@ -41,18 +43,18 @@ def test_shares_are_counted_exactly():
 
 def test_it_breaks_down_beyond_its_share():
     """With as many corrupted clients as are trimmed the result is among the others, with one more no longer."""
-    honest = np.random.default_rng(1).normal(size=(10, 3)).astype(np.float32)
+    honest = np.random.default_rng(1).normal(size=(13, 5)).astype(np.float32)
     for corrupted, withstands in ((3, True), (4, False)):
         matrix = honest.copy()
         matrix[:corrupted] = 1e30
         result, _ = compiled(0.3)(matrix, 10)
 
-        assert bool((np.asarray(result) <= honest[corrupted:].max(0)).all()) is withstands
+        assert bool((np.asarray(result) <= honest[corrupted:10].max(0)).all()) is withstands
 
 
 def test_large_numbers_do_not_overflow():
     """The sum of three would."""
-    assert float(compiled(0.0)(np.full((3, 1), 3e38, np.float32), 3)[0][0]) == pytest.approx(3e38)
+    assert np.asarray(compiled(0.3)(np.full((13, 5), 3e38, np.float32), 3)[0]) == pytest.approx(3e38)
 
 
 @pytest.mark.parametrize("fraction", [0.5, -0.1, float("nan"), 1.0])

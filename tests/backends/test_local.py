@@ -85,6 +85,23 @@ def test_a_second_round_compiles_nothing() -> None:
     assert int(state["round"]) == 5
 
 
+@pytest.mark.parametrize("options", [{}, {"threads": 4}, {"deterministic": True}])
+def test_cohorts_with_few_and_with_many_examples_share_a_program(options: dict[str, Any]) -> None:
+    """On how many threads a round runs follows from the dataset and the room for clients, as what is compiled does."""
+    lengths = np.array([1, 1, 1, 400, 400, 400] * 2)
+    total = int(lengths.sum())
+    buffers = [np.ones((total, 3), np.float32), np.ones(total, np.float32)]
+    data = ko.PackedSequences(EXAMPLE, buffers, np.cumsum(lengths) - lengths, lengths)
+    process = federated_averaging()
+    with ko.backends.use(LocalBackend(**options)):
+        state = process(STATE, ko.Cohort(data, np.array([3, 4, 5, 9])))
+        process(state, ko.Cohort(data, np.array([3, 4, 5, 9])))
+        with count_compilations() as count:
+            process(state, ko.Cohort(data, np.array([0, 1, 2])))
+            process(state, ko.Cohort(data, np.array([5, 9, 10])))
+    assert count.total == 0
+
+
 def test_a_call_with_lists_of_the_same_sizes_compiles_nothing() -> None:
     """Values and examples in lists, with as many rows in all as fit the same buckets."""
     total = ko.federated_computation(

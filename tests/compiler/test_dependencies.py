@@ -297,7 +297,7 @@ def check_against_interpreter(seed: int) -> int:
 
 def test_what_changes_was_foretold() -> None:
     """In random computations, a leaf of the result that changes with a client's leaf is listed as depending on it."""
-    assert sum(check_against_interpreter(seed) for seed in range(24)) > 200
+    assert sum(check_against_interpreter(seed) for seed in range(12)) > 100
 
 
 @pytest.mark.soak

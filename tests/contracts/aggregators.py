@@ -98,7 +98,7 @@ AGGREGATORS: dict[str, Row] = {
         lambda: aggregators.excluding_non_finite_factory(MeanFactory(no_nan_division=True)), counts_weights=True
     ),
     "concat_factory": Row(lambda: aggregators.concat_factory(EncodedSumFactory())),
-    "HadamardTransformFactory": Row(lambda: aggregators.HadamardTransformFactory(EncodedSumFactory(), 2)),
+    "HadamardTransformFactory": Row(lambda: aggregators.HadamardTransformFactory(EncodedSumFactory())),
     "DiscreteFourierTransformFactory": Row(
         lambda: aggregators.DiscreteFourierTransformFactory(EncodedSumFactory()), is_slow=True
     ),

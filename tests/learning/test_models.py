@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as linen
@@ -44,31 +45,41 @@ def numpy_cross_entropy(weights: dict, data: dict) -> np.ndarray:
     return np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(logits)), data["y"]]
 
 
+@functools.cache
+def softmax_regression_and_its_measures():
+    """The classifier, and what computes loss, gradient and metrics of a batch; compiled once for each size."""
+    model = softmax_regression()
+
+    @jax.jit
+    def measure(trainable, examples, mask):
+        def loss(trainable):
+            outputs = model.forward((trainable, ()), examples, mask, training=True)
+            return outputs.loss, outputs.batch_output
+
+        (value, output), gradient = jax.value_and_grad(loss, has_aux=True)(trainable)
+        state = model.update_metrics_state(model.initialize_metrics_state(), output)
+        return value, gradient, model.finalize_metrics(state)
+
+    return model, measure
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 100))
 def test_a_masked_batch_equals_the_exact_smaller_batch(mask: list[bool], seed: int) -> None:
     """Loss, gradient and metrics of a masked batch are those of the rows that the mask keeps."""
-    model, data, keep = softmax_regression(), digits(5, seed), np.array(mask)
-    weights = model.initial_weights
+    model, measure = softmax_regression_and_its_measures()
+    data, keep, weights = digits(5, seed), np.array(mask), model.initial_weights
     poisoned = {"x": np.where(keep[:, None], data["x"], data["x"][np.argmax(keep)]), "y": data["y"]}
     exact = {name: value[keep] for name, value in data.items()}
 
-    def loss(trainable, examples, mask):
-        outputs = model.forward((trainable, ()), examples, mask, training=True)
-        return outputs.loss, outputs.batch_output
-
-    grad = jax.value_and_grad(loss, has_aux=True)
-    (masked_loss, masked_output), masked_gradient = grad(weights.trainable, poisoned, keep)
-    masked_metrics = model.finalize_metrics(model.update_metrics_state(model.initialize_metrics_state(), masked_output))
-
+    masked_loss, masked_gradient, masked_metrics = measure(weights.trainable, poisoned, keep)
     if not keep.any():
         assert float(masked_loss) == 0.0
         assert all((np.asarray(g) == 0).all() for g in masked_gradient.values())
         assert np.isnan(masked_metrics["loss"])
         assert int(masked_metrics["num_batches"]) == 0
         return
-    (exact_loss, exact_output), exact_gradient = grad(weights.trainable, exact, np.ones(keep.sum(), bool))
-    exact_metrics = model.finalize_metrics(model.update_metrics_state(model.initialize_metrics_state(), exact_output))
+    exact_loss, exact_gradient, exact_metrics = measure(weights.trainable, exact, np.ones(keep.sum(), bool))
     np.testing.assert_allclose(masked_loss, exact_loss, rtol=1e-5)
     np.testing.assert_allclose(exact_loss, numpy_cross_entropy(weights.trainable, exact).mean(), rtol=1e-5)
     for actual, expected in zip(

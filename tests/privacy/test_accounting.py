@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import koinon as ko
@@ -173,7 +173,13 @@ def test_the_laws_hold_everywhere(z, rounds, q, log_delta, factor):
 
 
 def check_laws(z, rounds, q, log_delta, factor):
-    """Compares five neighbouring settings."""
+    """Compares five neighbouring settings, of which the package finds the divergences of all orders.
+
+    It leaves out orders whose series converges too slowly, for little noise and much sampling. What is left is a bound
+    all the same, but one setting may then miss the best order of its neighbour.
+    """
+    for noise, probability in ((z, q), (z, min(1.0, q * factor)), (z * factor, q)):
+        assume(np.isfinite(rdp_per_round(noise, PoissonSampling(probability))).all())
     delta = 10.0**log_delta
     here = compute_epsilon(z, rounds, delta, PoissonSampling(q))
     slack = 1e-9 + 1e-9 * here
