@@ -44,9 +44,10 @@ def audit_with_canaries(
       Privacy Estimation for Federated Learning, 2023. https://arxiv.org/abs/2302.03098
 
     >>> import koinon as ko
-    >>> factory = ko.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(2.0, 100.0, 1.0)
-    >>> claim = ko.testing.gaussian_epsilon((0.0, 2.0), (1.0, 2.0), 1e-5)
-    >>> claim < 2.0 and ko.testing.audit_with_canaries(factory, delta=1e-5, canaries=100, dimensions=5000) < 4.5
+    >>> make = ko.aggregators.DifferentiallyPrivateFactory.gaussian_fixed
+    >>> private, leaky = (make(noise, 100.0, 1.0, seed=0) for noise in (2.0, 0.1))
+    >>> options = {"delta": 1e-5, "canaries": 100, "dimensions": 5000}
+    >>> ko.testing.audit_with_canaries(private, **options) < 10.0 < ko.testing.audit_with_canaries(leaky, **options)
     True
     """
     if not isinstance(factory, UnweightedAggregationFactory):
