@@ -32,7 +32,7 @@ def run_optimized(local: ir.Local, argument: Any) -> Any:
     if not any(is_symbolic(jax.numpy.shape(leaf)) for leaf in leaves):
         padded = () if parameter is None else tuple(_padded(parameter, argument))
         program = _optimized(program, padded, jax.default_backend())
-    return unflatten(local.type.result, eval_jaxpr(program.jaxpr, program.consts, *leaves))
+    return unflatten(local.type.result, _arrays(eval_jaxpr(program.jaxpr, program.consts, *leaves)))
 
 
 def run_bounded(local: ir.Local, argument: Any, *, longest: int) -> Any:
@@ -48,7 +48,12 @@ def run_bounded(local: ir.Local, argument: Any, *, longest: int) -> Any:
     program = specialize(local.program, leaves)
     if parameter is not None:
         program = bound_folds(program, _length_positions(parameter), longest)
-    return unflatten(local.type.result, eval_jaxpr(program.jaxpr, program.consts, *leaves))
+    return unflatten(local.type.result, _arrays(eval_jaxpr(program.jaxpr, program.consts, *leaves)))
+
+
+def _arrays(values: list[Any]) -> list[Any]:
+    """The results of a program; one that is a constant comes as JAX writes numbers, which are no arrays."""
+    return [value if hasattr(value, "astype") else jax.numpy.asarray(value, value.dtype) for value in values]
 
 
 def _length_positions(type_: Type) -> list[int]:

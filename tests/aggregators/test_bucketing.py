@@ -81,7 +81,7 @@ def test_each_round_has_other_buckets_and_a_seed_the_same():
 
 
 @pytest.mark.parametrize(
-    "inner", [GeometricMedianFactory(), clipping_factory(1.0, CoordinateMedianFactory()), "median"], ids=str
+    "inner", [GeometricMedianFactory(), clipping_factory(1.0, CoordinateMedianFactory()), "median"]
 )
 def test_the_inner_rule_is_a_robust_rule_with_nothing_around_it(inner):
     """What is around goes outside."""

@@ -240,7 +240,7 @@ def test_a_robust_rule_is_no_sum(rule):
                 make(wrapped)
 
 
-@pytest.mark.parametrize("inner", [SecureSumFactory(1.0), SecureModularSumFactory(8), SumFactory()], ids=str)
+@pytest.mark.parametrize("inner", [SecureSumFactory(1.0), SecureModularSumFactory(8), SumFactory()])
 def test_bucketing_over_a_secure_sum_is_refused(inner):
     """The server sees no value to put into a bucket."""
     with pytest.raises(RobustOverSecureSumError, match="only what they add up to"):

@@ -420,3 +420,33 @@ def test_what_a_client_keeps_of_its_examples_does_not_grow_with_the_dataset() ->
     assert float(largest_sum(ko.Cohort(data, np.arange(clients)))) == values[-7:].sum()
     one = float(largest_sum(ko.Cohort(data, np.array([3]))))
     assert one == values[3:6].sum()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda total, x: total + jnp.searchsorted(jnp.arange(5.0), x),
+        lambda total, x: total + jnp.ldexp(x, 1).astype(jnp.int32),
+        lambda total, x: total + jnp.interp(x, jnp.arange(5.0), jnp.arange(5.0) * 2).astype(jnp.int32),
+    ],
+)
+def test_functions_that_jax_expands_late_work_in_folds(step: Any) -> None:
+    """Some functions of NumPy are primitives of a higher kind in JAX, which a loop of XLA does not know."""
+    work = ko.jax_computation(SequenceType(np.float32))(lambda data: data.reduce(jnp.int32(0), step))
+    total = ko.federated_computation(at_clients(SequenceType(np.float32)))(
+        lambda data: ko.federated_sum(ko.federated_map(work, data))
+    )
+    clients = [np.float32([0.5, 3.5]), np.float32([1.5])]
+    with ko.backends.use("reference"):
+        expected = int(total(clients))
+    assert int(total(clients)) == expected > 0
+
+
+@pytest.mark.parametrize("constant", [1, 1.0, True])
+def test_a_constant_for_every_client_is_a_value_like_others(constant: Any) -> None:
+    """What does not depend on the argument is no array in JAX, and one here."""
+    ones = ko.federated_computation(FLOAT)(lambda x: ko.federated_map(lambda _: constant, x))
+    assert ones([2.0, 3.0]) == [constant, constant]
+    if constant is not True:
+        total = ko.federated_computation(FLOAT)(lambda x: ko.federated_sum(ko.federated_map(lambda _: constant, x)))
+        assert float(total([2.0, 3.0])) == 2 * constant
