@@ -26,7 +26,13 @@ from koinon.computation import (
     jax_computation,
 )
 from koinon.privacy._accounting import ORDERS, epsilon_offsets, rdp_per_round
-from koinon.privacy._cohorts import CohortSampling, NoSampling, check_cohort_sampling
+from koinon.privacy._cohorts import (
+    CohortSampling,
+    FixedSizeSampling,
+    NoSampling,
+    PoissonSampling,
+    check_cohort_sampling,
+)
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._measured import MeasuredProcessOutput
 from koinon.types import (
@@ -38,6 +44,9 @@ from koinon.types import (
     register_container,
     to_container,
 )
+
+# So many cohorts of one size are not drawn by Poisson sampling: a size of even ten clients hardly repeats so often.
+TELLING_ROUNDS = 8
 
 # An epsilon of float32 numbers is rounded up by more than they are rounded.
 _ROUNDED_UP = 1.0 + 2.0**-20
@@ -55,6 +64,16 @@ class CohortSizes(NamedTuple):
     rounds: Any
     least: Any
     most: Any
+
+
+def contradicts(sampling: CohortSampling, sizes: CohortSizes) -> Any:
+    """Whether cohorts of these sizes were surely not drawn as claimed, so that no epsilon can be told of them."""
+    if isinstance(sampling, PoissonSampling) and sampling.probability < 1.0:
+        return (sizes.rounds >= TELLING_ROUNDS) & (sizes.least == sizes.most)
+    if isinstance(sampling, FixedSizeSampling):
+        # A client whose value is not finite is not counted, so a cohort may seem smaller than it was.
+        return sizes.most > sampling.cohort
+    return False
 
 
 class DPAggregatorState(NamedTuple):
@@ -149,7 +168,7 @@ def dp_process(
         measured = OrderedDict(
             dp_query_metrics=OrderedDict(query.metrics(decoded.state)),
             non_finite_clients=counts["non_finite"],
-            privacy_spent=spent(decoded.state, decoded.event, sizes.rounds),
+            privacy_spent=spent(decoded.state, decoded.event, sizes),
         )
         return layout.unflatten(decoded.vector), decoded.state, decoded.event, jnp.bool_(False), sizes, measured
 
@@ -235,7 +254,8 @@ class _Spending:
             )
         self._per_round = rdp_per_round(multiplier, budget.sampling)
 
-    def __call__(self, state: Any, event: Any, rounds: jax.Array) -> OrderedDict[str, jax.Array]:
+    def __call__(self, state: Any, event: Any, sizes: CohortSizes) -> OrderedDict[str, jax.Array]:
+        rounds = sizes.rounds
         rho, xi = self._query.spent(state, event)
         measured = OrderedDict(rounds=rounds, zcdp_rho=rho)
         if self._budget is None:
@@ -246,6 +266,7 @@ class _Spending:
         else:
             divergence = rounds.astype(jnp.float32) * jnp.asarray(self._per_round, jnp.float32)
         offsets = jnp.asarray(epsilon_offsets(self._budget.delta), jnp.float32)
-        measured["epsilon"] = _ROUNDED_UP * jnp.maximum(jnp.min(divergence + offsets), 0.0)
+        epsilon = _ROUNDED_UP * jnp.maximum(jnp.min(divergence + offsets), 0.0)
+        measured["epsilon"] = jnp.where(contradicts(self._budget.sampling, sizes), jnp.inf, epsilon)
         measured["delta"] = jnp.float32(self._budget.delta)
         return measured

@@ -11,14 +11,11 @@ import numpy as np
 
 from koinon._errors import ExtractingDpEventFromInitialStateError, KoinonTypeError, KoinonValueError, PrivacyError
 from koinon.aggregators._dp_central import CentralState
-from koinon.aggregators._dp_process import DPAggregatorState
+from koinon.aggregators._dp_process import DPAggregatorState, contradicts
 from koinon.aggregators._dp_query import GaussianEvent, GaussianPairEvent
 from koinon.privacy._accounting import ORDERS, compute_epsilon, epsilon_of_event, epsilon_offsets
 from koinon.privacy._chacha import noise_key
 from koinon.privacy._cohorts import CohortSampling, NoSampling, PoissonSampling
-
-# So many cohorts of one size are not drawn by Poisson sampling: a size of even ten clients hardly repeats so often.
-_TELLING_ROUNDS = 8
 
 
 def extract_dp_event_from_state(state: Any) -> Any:
@@ -76,8 +73,8 @@ def privacy_spent(state: Any, delta: float, sampling: CohortSampling | None = No
     found = _dp_state(state)
     event = extract_dp_event_from_state(found)
     rounds, least, most = (int(number) for number in found.cohorts)
-    if isinstance(sampling, PoissonSampling) and sampling.probability < 1.0:
-        _check_sizes_vary(rounds, least, most)
+    if sampling is not None and contradicts(sampling, found.cohorts):
+        raise _not_drawn_so(sampling, rounds, least, most)
     alike = isinstance(found.dp_event, GaussianEvent | GaussianPairEvent)
     if sampling is None or isinstance(sampling, NoSampling):
         return _composed_epsilon(found, event, rounds, alike, delta)
@@ -92,14 +89,19 @@ def privacy_spent(state: Any, delta: float, sampling: CohortSampling | None = No
     return compute_epsilon(total, rounds, delta, sampling)
 
 
-def _check_sizes_vary(rounds: int, least: int, most: int) -> None:
-    if rounds >= _TELLING_ROUNDS and least == most:
-        raise PrivacyError(
+def _not_drawn_so(sampling: CohortSampling, rounds: int, least: int, most: int) -> PrivacyError:
+    if isinstance(sampling, PoissonSampling):
+        return PrivacyError(
             "These cohorts were not drawn by Poisson sampling, so its epsilon does not hold for them.",
             expected="cohorts of different sizes",
             found=f"{rounds} cohorts of {least} clients each",
             hint="draw them with `ko.simulation.build_poisson_sampling_fn`, or account with `FixedSizeSampling`",
         )
+    return PrivacyError(
+        "A cohort is larger than the sampling claims, so its epsilon does not hold.",
+        expected=repr(sampling),
+        found=f"a cohort of {most} clients",
+    )
 
 
 def _composed_epsilon(state: DPAggregatorState, event: Any, rounds: int, alike: bool, delta: float) -> float:

@@ -101,11 +101,12 @@ class Executable:
             return self._build(iter(self._run_traced(server, clients, count, capacity)), count, given)
         lengths = _lengths(clients)
         lanes = self._options.lanes or choose_lanes(self._work, capacity)
-        homes = self._options.homes()
+        homes = self._options.homes
         threads, shares = 1, False
         if self._can_thread and lengths is not None:
             examples = self._examples(given, clients, capacity)
-            threads, shares = self._threads(examples, capacity), self._shares(examples)
+            shares = self._shares(examples)
+            threads = self._threads(shares, capacity)
         parts = self._parts(lengths, count, capacity, lanes, max(threads, len(homes)), shares)
         window = self._window(given, lengths) if self._keeps_rows else None
         if len(parts) == 1:
@@ -131,15 +132,15 @@ class Executable:
         count = self._count(given)
         capacity = bucket(count)
         clients = self._feed(given, capacity)
-        lengths, examples = _lengths(clients), self._examples(given, clients, capacity)
+        lengths, shares = _lengths(clients), self._shares(self._examples(given, clients, capacity))
         return Explanation(
             computation=self._plan.name,
             reason=None,
             clients=count,
             examples=None if lengths is None else int(lengths[:count].sum()),
             lanes=self._options.lanes or choose_lanes(self._work, capacity),
-            threads=self._threads(examples, capacity),
-            devices=len(self._options.homes()) if self._shares(examples) else 1,
+            threads=self._threads(shares, capacity),
+            devices=len(self._options.homes) if shares else 1,
             step_operations=self._work.step,
             rewrites=rewrites_of(self._plan),
             aggregations=tuple(aggregation_notes(self._plan)),
@@ -162,20 +163,19 @@ class Executable:
         for value, leaves in zip(given, clients, strict=True):
             for leaf in leaves:
                 if isinstance(leaf, tuple):
-                    rows = leaf[0][0].shape[0] if leaf[0] else 0
-                    return rows * capacity // bucket(value.packed.num_clients) if isinstance(value, Cohort) else rows
+                    if isinstance(value, Cohort):
+                        return value.packed.expected_examples(capacity)
+                    return leaf[0][0].shape[0] if leaf[0] else 0
         return None
 
     def _shares(self, examples: int | None) -> bool:
         """Whether the clients of a cohort can be dealt out, and are worth it."""
         return self._can_thread and examples is not None and self._work.is_worth_sharing(examples)
 
-    def _threads(self, examples: int | None, capacity: int) -> int:
-        if not self._can_thread or examples is None:
-            return 1
+    def _threads(self, shares: bool, capacity: int) -> int:
         if self._options.threads is not None:
-            return min(self._options.threads, capacity)
-        return choose_threads(self._work, capacity, examples)
+            return min(self._options.threads, capacity) if self._can_thread else 1
+        return choose_threads(self._work, capacity, shares)
 
     def _parts(
         self, lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int, shares: bool

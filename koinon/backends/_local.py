@@ -37,10 +37,10 @@ class LocalBackend:
       KoinonValueError: if an option is out of range, or there are not so many devices.
 
     Example:
-      >>> import koinon as ko
+      >>> import numpy as np, koinon as ko
+      >>> total = ko.federated_computation(ko.types.at_clients(np.int32))(lambda v: ko.federated_sum(v))
       >>> with ko.backends.use(ko.backends.LocalBackend(threads=1)):
-      ...     total = ko.federated_computation(ko.types.at_clients(int))(lambda v: ko.federated_sum(v))([1, 2])
-      >>> int(total)
+      ...     print(total([1, 2]))
       3
     """
 

@@ -53,7 +53,10 @@ def run_bounded(local: ir.Local, argument: Any, *, longest: int) -> Any:
 
 def _arrays(values: list[Any]) -> list[Any]:
     """The results of a program; one that is a constant comes as JAX writes numbers, which are no arrays."""
-    return [value if hasattr(value, "astype") else jax.numpy.asarray(value, value.dtype) for value in values]
+    return [
+        value if hasattr(value, "astype") else jax.numpy.asarray(value, getattr(value, "dtype", None))
+        for value in values
+    ]
 
 
 def _length_positions(type_: Type) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ class LocalOptions:
     devices: tuple[Device, ...] | None = None
     deterministic: bool = False
 
+    @functools.cached_property
     def homes(self) -> tuple[Device | None, ...]:
         """The devices that share the clients; None is the default device, to which nothing is bound."""
         if self.devices is None:

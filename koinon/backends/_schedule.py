@@ -97,17 +97,15 @@ def choose_lanes(work: Work, capacity: int) -> int:
     return CPU_LANES if small and capacity >= 4 * CPU_LANES else 1
 
 
-def choose_threads(work: Work, capacity: int, examples: int) -> int:
+def choose_threads(work: Work, capacity: int, shares: bool) -> int:
     """On how many threads the clients run.
 
     Args:
       work: the work of a client.
       capacity: the clients that there is room for.
-      examples: about how many examples they have.
+      shares: whether the cohort has work for several.
     """
-    if jax.default_backend() != "cpu" or work.step is None or work.step > LARGE_STEP:
-        return 1
-    if not work.is_worth_sharing(examples):
+    if not shares or jax.default_backend() != "cpu" or work.step is None or work.step > LARGE_STEP:
         return 1
     return max(1, min(available_cores(), capacity // 2))
 

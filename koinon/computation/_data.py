@@ -118,6 +118,14 @@ class PackedSequences:
         """The most examples that a client has."""
         return int(self.lengths.max(initial=0))
 
+    def expected_examples(self, capacity: int) -> int:
+        """About how many examples a cohort of so many clients has: the same for all cohorts of one dataset."""
+        return self._num_examples * capacity // max(1, self.num_clients)
+
+    @functools.cached_property
+    def _num_examples(self) -> int:
+        return int(self.lengths.sum())
+
     def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
         """The buffers on a device, copied there at the first use and kept.
 

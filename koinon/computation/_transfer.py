@@ -257,6 +257,8 @@ def clients_values(type_: FederatedType, value: Any, path: str) -> list[Any] | C
         hint = None
         if isinstance(value, Mapping):
             hint = "give list(values.values()), one value for each client"
+        elif callable(getattr(value, "cohort", None)):
+            hint = "give data.cohort() for all clients of a dataset, or data.cohort(ids) for some"
         raise InvalidNonAllEqualValueError(
             "The values of the clients must be a list or tuple with one entry for each client, or a cohort.",
             expected=type_,

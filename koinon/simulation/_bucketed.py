@@ -48,6 +48,11 @@ class BucketedSequences(PackedSequences):
         # By device; None is the default one.
         self._placed: dict[Device | None, tuple[jax.Array, ...]] = {}
 
+    def expected_examples(self, capacity: int) -> int:
+        """About how many examples such a cohort has: the same for all whose arrays have the same room."""
+        del capacity
+        return max([len(buffer) for buffer in self.buffers], default=0) // 2
+
     def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
         """The buffers on a device; see `PackedSequences.on_device`."""
         self._asked.rows = max(self._asked.rows, room)

@@ -30,7 +30,7 @@ def unknown_client_error(unknown: Sequence[Hashable], client_ids: Sequence[Hasha
     """The error of ids that are not among `client_ids`."""
     examples = ", ".join(map(repr, itertools.islice(client_ids, 3)))
     return UnknownClientError(
-        f"There is no client {', '.join(map(repr, unknown[:5]))}"
+        f"{'There is no client' if len(unknown) == 1 else 'There are no clients'} {', '.join(map(repr, unknown[:5]))}"
         + (f" (nor {len(unknown) - 5} others)." if len(unknown) > 5 else "."),
         expected=f"one of {len(client_ids)} clients: {examples}{', ..' if len(client_ids) > 3 else ''}",
     )

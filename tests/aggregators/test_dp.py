@@ -444,8 +444,22 @@ def test_a_poisson_epsilon_is_refused_for_cohorts_of_one_size():
 
     with pytest.raises(ko.errors.PrivacyError, match="not drawn by Poisson sampling"):
         privacy_spent(state, 1e-5, PoissonSampling(0.1))
+    with pytest.raises(ko.errors.PrivacyError, match="larger than the sampling claims"):
+        privacy_spent(state, 1e-5, FixedSizeSampling(2, 30))
     assert privacy_spent(varied, 1e-5, PoissonSampling(0.1)) < privacy_spent(state, 1e-5, NoSampling())
     assert privacy_spent(state, 1e-5, FixedSizeSampling(3, 30)) > privacy_spent(varied, 1e-5, PoissonSampling(0.1))
+
+
+@pytest.mark.parametrize(("sampling", "false_from"), [(PoissonSampling(0.1), 8), (FixedSizeSampling(2, 30), 1)])
+def test_a_false_claim_of_sampling_measures_an_infinite_epsilon(sampling, false_from):
+    """A number in the metrics that does not hold would be worse than none."""
+    dp_accounting()
+    process = Factory.gaussian_fixed(1.0, 3.0, clip=1.0, budget=PrivacyBudget(1e-5, sampling)).create(VECTOR)
+    state = process.initialize()
+    for number in range(1, 10):
+        output = process.next(state, CLIENTS)
+        state = output.state
+        assert np.isinf(float(output.measurements["privacy_spent"]["epsilon"])) == (number >= false_from)
 
 
 def test_sampling_does_not_amplify_rounds_that_depend_on_each_other():

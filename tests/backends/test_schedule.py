@@ -59,11 +59,15 @@ def test_lanes_are_for_small_steps_and_large_cohorts() -> None:
 
 def test_threads_are_for_folds_over_many_examples() -> None:
     """Work without a fold, few examples, and steps that XLA splits by itself run on one thread."""
-    assert choose_threads(Work(step=None, whole=10, can_batch=True), 100, 10_000) == 1
-    assert choose_threads(Work(step=1_000, whole=1_000, can_batch=True), 100, 10) == 1
-    assert choose_threads(Work(step=10**10, whole=10**10, can_batch=True), 100, 10_000) == 1
-    assert choose_threads(Work(step=1_000, whole=1_000, can_batch=True, rows=20), 100, 400) == 1
-    assert choose_threads(Work(step=10**8, whole=10**8, can_batch=True, rows=4), 10, 400) == min(available_cores(), 5)
+    assert not Work(step=None, whole=10, can_batch=True).is_worth_sharing(10_000)
+    assert not Work(step=1_000, whole=1_000, can_batch=True).is_worth_sharing(10)
+    assert not Work(step=1_000, whole=1_000, can_batch=True, rows=20).is_worth_sharing(400)
+    assert Work(step=10**8, whole=10**8, can_batch=True, rows=4).is_worth_sharing(400)
+    assert choose_threads(Work(step=10**8, whole=10**8, can_batch=True), 100, shares=False) == 1
+    assert choose_threads(Work(step=10**10, whole=10**10, can_batch=True), 100, shares=True) == 1
+    assert choose_threads(Work(step=10**8, whole=10**8, can_batch=True, rows=4), 16, shares=True) == min(
+        available_cores(), 8
+    )
 
 
 @pytest.mark.parametrize("options", [{"lanes": 4}, {"threads": 2}, {"lanes": 4, "threads": 2}, {"deterministic": True}])
