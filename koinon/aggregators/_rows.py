@@ -37,6 +37,7 @@ from koinon.types import (
     at_clients,
     at_server,
     from_container,
+    structure_from_tensor_type_tree,
     to_container,
     to_type,
 )
@@ -278,7 +279,7 @@ def to_value(value_type: ValueType, vector: jax.Array) -> Any:
 
 def zeros(value_type: ValueType) -> Any:
     """The value whose elements are all zero."""
-    return _assemble(value_type, (jnp.zeros(type_.shape or (), type_.dtype) for type_ in _leaf_types(value_type)))
+    return structure_from_tensor_type_tree(lambda type_: jnp.zeros(type_.shape or (), type_.dtype), value_type)
 
 
 def _leaf_types(type_: Type) -> Iterator[TensorType]:

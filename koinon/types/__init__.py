@@ -44,6 +44,7 @@ from koinon.types._predicates import (
 from koinon.types._registry import container_name, register_container, registered_container
 from koinon.types._relate import Difference, first_difference
 from koinon.types._struct import StructType, StructWithPythonType
+from koinon.types._tree import structure_from_tensor_type_tree
 from koinon.types._types import (
     AbstractType,
     FederatedType,
@@ -97,6 +98,7 @@ __all__ = [
     "register_container",
     "registered_container",
     "strip_placement",
+    "structure_from_tensor_type_tree",
     "to_container",
     "to_type",
     "transform_type_postorder",
