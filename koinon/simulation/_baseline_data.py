@@ -1,38 +1,19 @@
-"""Data of the shapes of the usual benchmarks: synthetic ones that can be learnt, and the real files of a user."""
+"""Data of the shapes of the usual benchmarks: synthetic ones that can be learnt, and what is done to images."""
 
 from __future__ import annotations
 
-import os
-import pathlib
-import zipfile
-from typing import Any
-
 import numpy as np
 
-from koinon._errors import KoinonValueError
+from koinon.simulation._baseline_files import COLUMNS, PARTS
 from koinon.simulation._client_data import ClientData
 from koinon.simulation.datasets import FederatedSplit
-
-_PARTS = ("train", "test")
-_COLUMNS = ("client_id", "x", "y")
-
-
-def read_splits(folder: str | os.PathLike[str]) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of `train.npz` and `test.npz` in a folder.
-
-    Each file holds `client_id` `[n]`, integers or strings, and `x` and `y` `[n, ...]`.
-
-    Raises:
-      KoinonValueError: if a file or an array is missing, or a file is damaged.
-    """
-    return {part: _read(pathlib.Path(folder) / f"{part}.npz") for part in _PARTS}
 
 
 def split_of(parts: dict[str, dict[str, np.ndarray]]) -> FederatedSplit:
     """The clients of both parts, and all examples of the test part as those at the server."""
     train, test = (
         ClientData.from_arrays({"x": part["x"], "y": part["y"]}, part["client_id"])
-        for part in (parts[name] for name in _PARTS)
+        for part in (parts[name] for name in PARTS)
     )
     return FederatedSplit(train, test, {name: parts["test"][name] for name in ("x", "y")})
 
@@ -54,20 +35,20 @@ def synthetic_images(
     same clients.
 
     Returns:
-      As `read_splits`, `x` float32 in [0, 1] and `y` int32.
+      As `_baseline_files.read_splits`, `x` float32 in [0, 1] and `y` int32.
     """
     rng = np.random.default_rng(seed)
     height, width, channels = shape
     coarse = rng.normal(size=(num_classes, height // 4, width // 4, channels))
     patterns = 0.5 + 0.35 * np.tanh(2 * coarse.repeat(4, axis=1).repeat(4, axis=2))
     sizes = np.maximum(np.rint(rng.lognormal(np.log(mean_size) - 0.125, 0.5, num_clients)).astype(int), 2)
-    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in _PARTS}
+    parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in PARTS}
     for client_id, size in enumerate(sizes.tolist()):
         labels = rng.choice(num_classes, size, p=rng.dirichlet(np.full(num_classes, alpha)))
         shift, contrast = rng.integers(-2, 3, 2), rng.uniform(0.6, 1.0)
         images = contrast * np.roll(patterns[labels], shift, axis=(1, 2)) + rng.normal(0, noise, (size, *shape))
         num_test = max(1, size // 5)
-        for name, rows in zip(_PARTS, (slice(num_test, None), slice(num_test)), strict=True):
+        for name, rows in zip(PARTS, (slice(num_test, None), slice(num_test)), strict=True):
             x, y = np.clip(images[rows], 0, 1).astype(np.float32), labels[rows].astype(np.int32)
             parts[name].append({"client_id": np.full(len(y), client_id), "x": x, "y": y})
     return {name: _stacked(clients) for name, clients in parts.items()}
@@ -83,7 +64,7 @@ def synthetic_text(
     example is of one of the same clients.
 
     Returns:
-      As `read_splits`, `x` and `y` int32 `[n, length]`, `y` the characters that follow those of `x`.
+      As `_baseline_files.read_splits`, `x` and `y` int32 `[n, length]`, `y` the characters that follow those of `x`.
     """
     rng = np.random.default_rng(seed)
     successors = rng.integers(1, vocabulary_size, (2, vocabulary_size, 4)).astype(np.int32)
@@ -100,7 +81,7 @@ def synthetic_text(
     is_test = np.arange(len(client_ids)) - first_rows < np.repeat(np.maximum(1, sizes // 5), sizes)
     return {
         name: {"client_id": client_ids[rows], "x": text[rows, :-1], "y": text[rows, 1:]}
-        for name, rows in zip(_PARTS, (~is_test, is_test), strict=True)
+        for name, rows in zip(PARTS, (~is_test, is_test), strict=True)
     }
 
 
@@ -124,22 +105,5 @@ def crop_images(images: np.ndarray, size: int) -> np.ndarray:
     return images[:, top : top + size, left : left + size]
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        # Anything else than a zip file NumPy would read as a single array.
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            arrays: dict[str, Any] = {name: archive[name] for name in _COLUMNS if name in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise KoinonValueError(
-            f"The data file {str(path)!r} cannot be read.",
-            expected="`train.npz` and `test.npz`, each with arrays `client_id`, `x` and `y`",
-            found=f"{type(error).__name__}: {error}"[:300],
-        ) from error
-    missing = [name for name in _COLUMNS if name not in arrays]
-    if missing:
-        raise KoinonValueError(f"The data file {str(path)!r} has no array {', '.join(map(repr, missing))}.")
-    return arrays
-
-
 def _stacked(clients: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([client[name] for client in clients]) for name in _COLUMNS}
+    return {name: np.concatenate([client[name] for client in clients]) for name in COLUMNS}

@@ -17,13 +17,13 @@ from koinon.learning.models import FunctionalModel, functional
 from koinon.simulation import datasets
 from koinon.simulation._baseline_data import (
     crop_images,
-    read_splits,
     scale_images,
     split_of,
     standardize_images,
     synthetic_images,
     synthetic_text,
 )
+from koinon.simulation._baseline_files import read_splits
 from koinon.simulation._baseline_models import Architecture, char_lstm, cnn, cnn_dropout, resnet18
 from koinon.simulation._client_data import ClientData
 from koinon.simulation._tasks import Task
@@ -90,8 +90,9 @@ def emnist(
 
     Args:
       seed: of the initial weights; the data are the same for every seed.
-      folder: a folder with the real images, `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or
-        strings; `x` `[n, 28, 28]`, uint8 from 0 to 255 or float32 from 0 to 1; and `y` `[n]`, integers from 0 to 61.
+      folder: a folder with the real images: LEAF's FEMNIST as its scripts write it, `train/*.json` and `test/*.json`;
+        or `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or strings; `x` `[n, 28, 28]`, uint8 from 0
+        to 255 or float32 from 0 to 1; and `y` `[n]`, integers from 0 to 61.
       only_digits: whether to leave out letters, whose labels are 10 and greater.
       model: `"cnn_dropout"`, `"cnn_dropout_free"` for the same without dropout, or `"cnn"` for that of McMahan et al.
       num_clients: the number of clients of the synthetic data.
@@ -130,7 +131,8 @@ def cifar10(
 
     Args:
       seed: of the initial weights; the data are the same for every seed.
-      folder: a folder with the real images, `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or
+      folder: a folder with the real images: the binary version of the data set (`.bin` files), of which each client
+        gets about a hundred images; or `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or
         strings; `x` `[n, 32, 32, 3]`, uint8 from 0 to 255 or float32 from 0 to 1; and `y` `[n]`, integers from 0 to 9.
       model: see `cifar100`.
       num_clients: the number of clients of the synthetic data.
@@ -150,7 +152,8 @@ def cifar100(
 
     Args:
       seed: of the initial weights; the data are the same for every seed.
-      folder: a folder with the real images, `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or
+      folder: a folder with the real images: the binary version of the data set (`.bin` files), of which each client
+        gets about a hundred images; or `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or
         strings; `x` `[n, 32, 32, 3]`, uint8 from 0 to 255 or float32 from 0 to 1; and `y` `[n]`, integers from 0 to 99.
       model: `"resnet18"`, `"small_resnet"` with a hundredth of its weights, or one of the networks of `emnist`.
       num_clients: the number of clients of the synthetic data.
@@ -171,7 +174,8 @@ def shakespeare(seed: int = 0, *, folder: str | os.PathLike[str] | None = None, 
 
     Args:
       seed: of the initial weights; the data are the same for every seed.
-      folder: a folder with the real text, `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or strings;
+      folder: a folder with the real text: LEAF's Shakespeare as its scripts write it, `train/*.json` and
+        `test/*.json`; or `train.npz` and `test.npz`, each with `client_id` `[n]`, integers or strings;
         `x` `[n, 80]`, integers from 0 to 89, the characters; and `y` `[n, 80]`, the character that follows each. 0 is
         padding.
       num_clients: the number of clients of the synthetic text.
