@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
 # To type checkers `jax.Device` is a variable and no type.
 Device = Any
+
+
+def shapes_of(avals: Iterable[Any]) -> list[jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of abstract values, as functions of JAX take them."""
+    return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
 
 def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from koinon._jax import scan_counts
+from koinon._jax import scan_counts, shapes_of
 from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
 from koinon.backends._estimate import sub_jaxprs
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
@@ -28,7 +28,7 @@ Rule = Callable[[Any, list[Any]], list[Any] | None]
 
 def rewrite(closed: ClosedJaxpr, rules: Sequence[Rule]) -> ClosedJaxpr:
     """The jaxpr with the rules applied to every equation, at every depth."""
-    avals = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars]
+    avals = shapes_of(var.aval for var in closed.jaxpr.invars)
     return jax.make_jaxpr(lambda *arguments: _evaluate(closed, arguments, rules))(*avals)
 
 
@@ -236,8 +236,8 @@ def _is_product_with_transpose(eqn: Any, constants: Any) -> bool:
 def _with_transposed(body: ClosedJaxpr, num_consts: int, transposed: list[int]) -> ClosedJaxpr:
     """The body of a scan with the transposes of some constants as further constants, and products with them."""
     jaxpr = body.jaxpr
-    constants = [jaxpr.invars[i] for i in transposed]
-    others = {var: Var(var.aval.update(shape=var.aval.shape[::-1])) for var in constants}
+    constants: list[Any] = [jaxpr.invars[i] for i in transposed]
+    others: dict[Any, Any] = {var: Var(var.aval.update(shape=var.aval.shape[::-1])) for var in constants}
     eqns = []
     for eqn in jaxpr.eqns:
         if _is_product_with_transpose(eqn, others):

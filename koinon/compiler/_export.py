@@ -11,6 +11,7 @@ from jax import export
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from koinon._errors import SerializationError
+from koinon._jax import shapes_of
 from koinon.compiler._program import Program, inexact, program_of
 from koinon.compiler._stablehlo import canonical_module, check_module
 from koinon.computation._flat import leaf_types
@@ -33,8 +34,8 @@ def export_program(name: str, closed: ClosedJaxpr, type_: FunctionType) -> Progr
     loaded = program_of(closed)
     if loaded is not None:
         return loaded
-    arguments = tuple([jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in closed.jaxpr.invars])
-    results = tuple([jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.out_avals])
+    arguments = tuple(shapes_of(var.aval for var in closed.jaxpr.invars))
+    results = tuple(shapes_of(closed.out_avals))
     rows = sequence_rows(type_.parameter)
     errors: list[Exception] = []
     for platforms in _platform_sets():

@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from koinon._errors import KoinonTypeError, UnboundedLoopError
+from koinon._jax import shapes_of
 
 # --- reading rows ----------------------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ mlir.register_lowering(reduce_p, mlir.lower_fun(loop, multiple_results=True))
 
 def _lower_reduce(*operands: Any, jaxpr: ClosedJaxpr, **params: Any) -> list[Any]:
     """The fold of a step without those primitives that JAX expands before it compiles, `searchsorted` among them."""
-    avals = [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in jaxpr.jaxpr.invars]
+    avals = shapes_of(var.aval for var in jaxpr.jaxpr.invars)
     lowered = jax.make_jaxpr(functools.partial(_evaluate_lowered, jaxpr))(*avals)
     return reduce_p.bind(*operands, jaxpr=lowered, **params)
 

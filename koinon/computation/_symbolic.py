@@ -18,6 +18,7 @@ from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from koinon._errors import ArgumentError, UnsupportedTypeError
+from koinon._jax import shapes_of
 from koinon.types import TensorType
 
 
@@ -50,8 +51,8 @@ def is_symbolic(shape: Sequence[Any]) -> bool:
 def specialize(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
     """The jaxpr with its dimension variables replaced by the dimensions of the arguments."""
     dims: dict[str, Any] = {}
-    for invar, argument in zip(closed.jaxpr.invars, arguments, strict=True):
-        for expected, found in zip(invar.aval.shape, np.shape(argument), strict=True):
+    for struct, argument in zip(shapes_of(var.aval for var in closed.jaxpr.invars), arguments, strict=True):
+        for expected, found in zip(struct.shape, np.shape(argument), strict=True):
             if isinstance(expected, (int, np.integer)):
                 continue
             known = dims.setdefault(str(expected), found)
