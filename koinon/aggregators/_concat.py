@@ -47,8 +47,9 @@ def concat_factory(inner_agg_factory: AggregationFactory) -> AggregationFactory:
       >>> factory = ko.aggregators.concat_factory(ko.aggregators.SumFactory())
       >>> process = factory.create(ko.types.parse("<a=float32[2],b=float32>"))
       >>> value = {"a": [1.0, 2.0], "b": 3.0}
-      >>> process.next(process.initialize(), [value, value]).result
-      OrderedDict([('a', Array([2., 4.], dtype=float32)), ('b', Array(6., dtype=float32))])
+      >>> result = process.next(process.initialize(), [value, value]).result
+      >>> {name: leaf.tolist() for name, leaf in result.items()}
+      {'a': [2.0, 4.0], 'b': 6.0}
     """
     check_factory(inner_agg_factory, "inner_agg_factory")
 

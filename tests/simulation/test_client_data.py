@@ -258,7 +258,7 @@ def test_an_unknown_client_is_named(ask: Callable[[ClientData, Any], Any]) -> No
 
 def test_many_unknown_clients_are_counted() -> None:
     """The message stays short."""
-    with pytest.raises(UnknownClientError, match=r"no client 0, 1, 2, 3, 4 \(nor 95 others\)"):
+    with pytest.raises(UnknownClientError, match=r"no clients 0, 1, 2, 3, 4 \(nor 95 others\)"):
         make().cohort(range(100))
 
 
