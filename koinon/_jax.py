@@ -1,14 +1,38 @@
-"""What differs between the versions of JAX that koinon runs on."""
+"""What differs between the versions of JAX that koinon runs on, and how programs of JAX are gone through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Literal
 
 # To type checkers `jax.Device` is a variable and no type.
 Device = Any
+
+
+def evaluate(
+    closed: ClosedJaxpr, arguments: Iterable[Any], apply: Callable[[Any, list[Any]], Sequence[Any]]
+) -> list[Any]:
+    """The results of a jaxpr, of which `apply` computes each equation from its inputs."""
+    jaxpr = closed.jaxpr
+    scope: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+    scope.update(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else scope[atom]
+
+    for eqn in jaxpr.eqns:
+        outputs = apply(eqn, [read(atom) for atom in eqn.invars])
+        scope.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def bind(eqn: Any, inputs: list[Any], params: Mapping[str, Any]) -> Sequence[Any]:
+    """The results of the primitive of an equation, of other inputs and with other parameters."""
+    result = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(params))
+    return result if eqn.primitive.multiple_results else [result]
 
 
 def shapes_of(avals: Iterable[Any]) -> list[jax.ShapeDtypeStruct]:

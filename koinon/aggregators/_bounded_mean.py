@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_unweighted_factory
-from koinon.aggregators._norms import global_l2_norm
+from koinon.aggregators._norms import all_finite, global_l2_norm
 from koinon.aggregators._sum import SumFactory
 from koinon.computation import federated_broadcast, federated_map, federated_zip
 from koinon.templates._aggregation import AggregationProcess
-from koinon.types import StructType, TensorType, Type, strip_placement
+from koinon.types import StructType, TensorType, Type, strip_placement, transform_type_postorder
 
 _COUNTS = StructType([(name, TensorType(jnp.int32)) for name in ("present", "clipped", "non_finite")], OrderedDict)
 
@@ -83,7 +83,7 @@ class BoundedMean:
 
     def _clip(self, value: Any, center: Any) -> tuple[Any, Any]:
         difference = jax.tree.map(lambda v, c: v.astype(_wide_dtype(v)) - c.astype(_wide_dtype(v)), value, center)
-        is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(difference)]).all()
+        is_finite = all_finite(difference)
         length = global_l2_norm(difference)
         is_clipped = is_finite & (length > self._bound)
         factor = jnp.where(is_clipped, self._bound / length, 1.0)
@@ -115,12 +115,13 @@ def _move(center: Any, total: Any, counts: Any) -> Any:
 
 def _wide(type_: Type) -> Type:
     """The type with leaves of half precision in float32, in which they are summed."""
-    if isinstance(type_, StructType):
-        return StructType(
-            [(name, _wide(field)) if name else _wide(field) for name, field in type_.items()], type_.container
-        )
-    assert isinstance(type_, TensorType)
-    return TensorType(jnp.promote_types(type_.dtype, jnp.float32), type_.shape)
+
+    def widen(part: Type) -> tuple[Type, bool]:
+        if not isinstance(part, TensorType):
+            return part, False
+        return TensorType(jnp.promote_types(part.dtype, jnp.float32), part.shape), True
+
+    return transform_type_postorder(type_, widen)[0]
 
 
 def _wide_dtype(leaf: jax.Array) -> Any:

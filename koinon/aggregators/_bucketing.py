@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError, RobustOverSecureSumError
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType
+from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_int
 from koinon.aggregators._rows import RobustRule, Rows, check_rows, rows_of, to_value
 from koinon.computation import (
     Sequence,
@@ -71,8 +71,7 @@ class BucketingFactory(UnweightedAggregationFactory):
     def __init__(self, inner_rule: UnweightedAggregationFactory, bucket_size: int = 2, seed: int = 0) -> None:
         self._inner_rule = _check_rule(inner_rule)
         for name, number in (("bucket_size", bucket_size), ("seed", seed)):
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise KoinonTypeError(f"`{name}` must be an int.", found=repr(number))
+            check_int(number, name)
         if bucket_size < 1:
             raise KoinonValueError("`bucket_size` must be positive.", expected="at least 1", found=bucket_size)
         if seed < 0:

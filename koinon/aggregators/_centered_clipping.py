@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, final
 
-from koinon._errors import KoinonTypeError, KoinonValueError
+from koinon._errors import KoinonValueError
 from koinon.aggregators._bounded_mean import BoundedMean, measured_counts, state_type_of, zip_states
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType
+from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_int
 from koinon.aggregators._rows import check_rows, zeros
 from koinon.computation import federated_computation, federated_eval, federated_zip
 from koinon.templates._aggregation import AggregationProcess
@@ -70,8 +70,7 @@ class CenteredClippingFactory(UnweightedAggregationFactory):
         count_sum_factory: UnweightedAggregationFactory | None = None,
     ) -> None:
         self._mean = BoundedMean(clipping_norm, value_sum_factory, count_sum_factory)
-        if not isinstance(iterations, int) or isinstance(iterations, bool):
-            raise KoinonTypeError("`iterations` must be an int.", found=repr(iterations))
+        check_int(iterations, "iterations")
         if iterations < 1:
             raise KoinonValueError("`iterations` must be positive.", expected="at least 1", found=iterations)
         self._iterations = iterations

@@ -9,28 +9,23 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError
 from koinon.aggregators._compressor import check_count, key_type, leaf_bytes
 from koinon.aggregators._encoded_sum import EncodedSumFactory
 from koinon.aggregators._factory import (
     UnweightedAggregationFactory,
     ValueType,
     check_floats,
+    check_int,
     check_unweighted_factory,
 )
+from koinon.aggregators._keyed import keyed_process
 from koinon.computation import (
-    federated_broadcast,
-    federated_computation,
-    federated_eval,
-    federated_map,
     federated_value,
-    federated_zip,
     jax_computation,
 )
 from koinon.templates._aggregation import AggregationProcess
-from koinon.templates._measured import MeasuredProcessOutput
 from koinon.templates._specs import specs_of
-from koinon.types import SERVER, FederatedType, StructType, at_clients
+from koinon.types import SERVER, FederatedType, StructType
 
 _BYTES = "bytes_per_client"
 
@@ -96,8 +91,7 @@ class CountSketchFactory(UnweightedAggregationFactory):
         self._inner = EncodedSumFactory() if inner_agg_factory is None else inner_agg_factory
         check_unweighted_factory(self._inner, "inner_agg_factory")
         self.needs_each_value = self._inner.needs_each_value
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise KoinonTypeError("`seed` must be an int.", found=repr(seed))
+        check_int(seed, "seed")
         self._columns = columns
         self._rows = rows
         self._seed = seed
@@ -145,24 +139,12 @@ class CountSketchFactory(UnweightedAggregationFactory):
         inner = self._inner.create(sent_type)
         num_bytes = sum(leaf_bytes(spec) for spec in jax.tree.leaves(specs_of(sent_type)))
 
-        @federated_computation
-        def initialize_fn() -> Any:
-            return federated_zip((inner.initialize(), federated_eval(lambda: jax.random.key(self._seed), SERVER)))
+        def measurements(measured: Any) -> Any:
+            sent = _find_bytes(measured)
+            sent = federated_value(jnp.float32(num_bytes), SERVER) if sent is None else sent
+            return OrderedDict([("count_sketch", measured), (_BYTES, sent)])
 
-        @federated_computation(initialize_fn.type_signature.result, at_clients(value_type))
-        def next_fn(state: Any, value: Any) -> Any:
-            inner_state, key = state
-            next_key, round_key = federated_map(lambda key: tuple(jax.random.split(key)), key)
-            output = inner.next(inner_state, federated_map(at_client, (value, federated_broadcast(round_key))))
-            measured = _find_bytes(output.measurements)
-            sent = federated_value(jnp.float32(num_bytes), SERVER) if measured is None else measured
-            return MeasuredProcessOutput(
-                federated_zip((output.state, next_key)),
-                federated_map(at_server, (output.result, round_key)),
-                federated_zip(OrderedDict([("count_sketch", output.measurements), (_BYTES, sent)])),
-            )
-
-        return AggregationProcess(initialize_fn, next_fn, parts={"inner_agg": inner})
+        return keyed_process(value_type, at_client, inner, at_server, measurements, self._seed)
 
 
 def sketch(vector: jax.Array, buckets: jax.Array, signs: jax.Array, columns: int) -> jax.Array:

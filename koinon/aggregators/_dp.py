@@ -11,7 +11,13 @@ from koinon.aggregators._dp_clients import DistributedQuery, LocalQuery, Mechani
 from koinon.aggregators._dp_float import FloatQuery
 from koinon.aggregators._dp_process import PrivacyBudget, dp_process
 from koinon.aggregators._dp_query import DPQuery, check_float
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats, check_unweighted_factory
+from koinon.aggregators._factory import (
+    UnweightedAggregationFactory,
+    ValueType,
+    check_floats,
+    check_int,
+    check_unweighted_factory,
+)
 from koinon.aggregators._sum import SumFactory
 from koinon.templates._aggregation import AggregationProcess
 
@@ -431,9 +437,8 @@ def _check_adaptive(clip: float, quantile: float, learning_rate: float, count_de
         check_float(count_deviation, "clipped_count_stddev")
 
 
-def _check_count(value: object, label: str, largest: int = 2**20) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise KoinonTypeError(f"`{label}` must be an int.", found=repr(value))
+def _check_count(value: int, label: str, largest: int = 2**20) -> None:
+    check_int(value, label)
     if not 1 <= value <= largest:
         raise KoinonValueError(f"`{label}` must be from 1 to {largest}.", found=value)
 

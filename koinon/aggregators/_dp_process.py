@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators._dp_query import DPQuery
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType
+from koinon.aggregators._secure_field import share_of
 from koinon.computation import (
     federated_broadcast,
     federated_computation,
@@ -37,12 +37,11 @@ from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._measured import MeasuredProcessOutput
 from koinon.types import (
     SERVER,
-    StructType,
     TensorType,
     at_clients,
     preorder_types,
     register_container,
-    to_container,
+    structure_from_tensor_type_tree,
 )
 
 # So many cohorts of one size are not drawn by Poisson sampling: a size of even ten clients hardly repeats so often.
@@ -126,7 +125,7 @@ def dp_process(
 ) -> AggregationProcess:
     """The process that asks a query of values of a type."""
     layout = _Layout(value_type)
-    share = _share(query.most_clients)
+    share = share_of(query.most_clients)
     spent = _Spending(query, budget)
 
     def initial_query_state() -> tuple[Any, Any, Any, Any]:
@@ -199,13 +198,6 @@ def dp_process(
     return AggregationProcess(initialize_fn, next_fn, parts={"record_agg": records})
 
 
-def _share(most: int) -> int:
-    """What each client adds to a sum in int32, so that the sum of more clients than `most` is an error."""
-    largest = 2**31 - 1
-    share = largest // most
-    return share if (most + 1) * share > largest else share + 1
-
-
 class _Layout:
     """The leaves of a type one after the other in a vector."""
 
@@ -227,12 +219,10 @@ class _Layout:
     def unflatten(self, vector: jax.Array) -> Any:
         """The value that a vector stands for."""
         ends = np.cumsum(self._sizes)[:-1].tolist()
-        return self._build(self._type, iter(jnp.split(vector, ends)))
-
-    def _build(self, type_: Any, parts: Iterator[jax.Array]) -> Any:
-        if isinstance(type_, StructType):
-            return to_container(type_, [self._build(element, parts) for _, element in type_.items()])
-        return next(parts).reshape(type_.shape).astype(type_.dtype)
+        parts = iter(jnp.split(vector, ends))
+        return structure_from_tensor_type_tree(
+            lambda type_: next(parts).reshape(type_.shape).astype(type_.dtype), self._type
+        )
 
 
 class _Spending:

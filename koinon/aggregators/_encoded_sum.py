@@ -9,9 +9,9 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError
 from koinon.aggregators._compressor import Compressor, check_compressor, check_count, leaf_bytes
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats
+from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats, check_int
+from koinon.aggregators._norms import all_finite
 from koinon.aggregators._quantizers import UniformQuantizer
 from koinon.computation import (
     federated_aggregate,
@@ -123,8 +123,7 @@ class EncodedSumFactory(UnweightedAggregationFactory):
         if compressor is not None:
             check_compressor(compressor)
         check_count(threshold, "threshold", 0)
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise KoinonTypeError("`seed` must be an int.", found=repr(seed))
+        check_int(seed, "seed")
         self._compressor = compressor
         self._threshold = threshold
         self._seed = seed
@@ -193,8 +192,3 @@ class EncodedSumFactory(UnweightedAggregationFactory):
             return MeasuredProcessOutput(state, total, federated_zip(measurements))
 
         return AggregationProcess(initialize_fn, next_fn)
-
-
-def all_finite(value: Any) -> jax.Array:
-    """Whether all elements of all leaves are finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(value)]).all()

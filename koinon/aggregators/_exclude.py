@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from koinon._errors import KoinonTypeError
 from koinon.aggregators._factory import ValueType, WeightedAggregationFactory, factory_like, next_parameter
 from koinon.aggregators._measure import named_measurements
+from koinon.aggregators._norms import all_finite
 from koinon.computation import federated_computation, federated_map, federated_sum, federated_zip
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._measured import MeasuredProcessOutput
@@ -64,7 +65,6 @@ def excluding_non_finite_factory(inner_agg_factory: WeightedAggregationFactory) 
 
 
 def _exclude(value: Any, weight: Any) -> tuple[Any, Any, jax.Array]:
-    leaves = jax.tree.leaves((value, weight))
-    is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    is_finite = all_finite((value, weight))
     kept = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, jnp.zeros_like(leaf)), (value, weight))
     return *kept, (~is_finite).astype(jnp.int32)

@@ -207,6 +207,12 @@ def check_factory(factory: object, label: str) -> None:
         )
 
 
+def check_int(value: object, label: str) -> None:
+    """Raises a TypeError unless an argument is an int, which a bool is not."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise KoinonTypeError(f"`{label}` must be an int.", found=repr(value))
+
+
 def _named(factory: object) -> str:
     """What was passed for a factory: its class, or that it is a class itself."""
     return f"the class {factory.__qualname__}" if isinstance(factory, type) else type(factory).__qualname__

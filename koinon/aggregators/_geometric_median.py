@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon.aggregators._factory import ValueType, WeightedAggregationFactory, check_value_type
+from koinon.aggregators._factory import ValueType, WeightedAggregationFactory, check_int, check_value_type
 from koinon.aggregators._rows import RobustRule, Rows, check_rows, distance, norm, rows_of, to_value
 from koinon.computation import (
     Sequence,
@@ -153,9 +153,8 @@ class UnweightedGeometricMedianFactory(RobustRule):
         return result, {"iterations": iterations}
 
 
-def _check_options(max_iterations: object, smoothing: object) -> None:
-    if not isinstance(max_iterations, int) or isinstance(max_iterations, bool):
-        raise KoinonTypeError("`max_iterations` must be an int.", found=repr(max_iterations))
+def _check_options(max_iterations: int, smoothing: float) -> None:
+    check_int(max_iterations, "max_iterations")
     if not isinstance(smoothing, float):
         raise KoinonTypeError("`smoothing` must be a float.", found=repr(smoothing))
     if max_iterations < 1:

@@ -7,7 +7,8 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError, KoinonValueError
+from koinon._errors import KoinonValueError
+from koinon.aggregators._factory import check_int
 from koinon.aggregators._rows import RobustRule, Rows, distance, norm
 
 
@@ -53,11 +54,9 @@ class KrumFactory(RobustRule):
     """
 
     def __init__(self, num_byzantine: int, num_selected: int | None = 1) -> None:
-        for name, number in (("num_byzantine", num_byzantine), ("num_selected", num_selected)):
-            if name == "num_selected" and number is None:
-                continue
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise KoinonTypeError(f"`{name}` must be an int.", found=repr(number))
+        check_int(num_byzantine, "num_byzantine")
+        if num_selected is not None:
+            check_int(num_selected, "num_selected")
         if num_byzantine < 0:
             raise KoinonValueError("`num_byzantine` must not be negative.", expected="at least 0", found=num_byzantine)
         if num_selected is not None and num_selected < 1:

@@ -1,4 +1,4 @@
-"""Norms over all leaves of a structure at once, in float32."""
+"""Norms over all leaves of a structure at once, in float32, and whether all of them are finite."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def global_inf_norm(value: Any) -> jax.Array:
     """The largest absolute value of all elements, a float32 scalar; 0 where there is no element."""
     norms = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in _leaves(value)]
     return jnp.max(jnp.stack(norms)) if norms else jnp.float32(0.0)
+
+
+def all_finite(value: Any) -> jax.Array:
+    """Whether all elements of all leaves are finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(value)]).all()
 
 
 def _leaves(value: Any) -> list[jax.Array]:

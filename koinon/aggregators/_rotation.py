@@ -9,27 +9,22 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError, KoinonValueError
+from koinon._errors import KoinonValueError
 from koinon.aggregators._compressor import key_type
 from koinon.aggregators._factory import (
     UnweightedAggregationFactory,
     ValueType,
     check_floats,
+    check_int,
     check_unweighted_factory,
 )
+from koinon.aggregators._keyed import keyed_process
 from koinon.aggregators._sum import SumFactory
 from koinon.computation import (
-    federated_broadcast,
-    federated_computation,
-    federated_eval,
-    federated_map,
-    federated_zip,
     jax_computation,
 )
 from koinon.templates._aggregation import AggregationProcess
-from koinon.templates._measured import MeasuredProcessOutput
 from koinon.templates._specs import specs_of
-from koinon.types import SERVER, at_clients
 
 
 class _RotationFactory(UnweightedAggregationFactory):
@@ -45,8 +40,7 @@ class _RotationFactory(UnweightedAggregationFactory):
         self.needs_each_value = self._inner.needs_each_value
         if not isinstance(num_repeats, int) or isinstance(num_repeats, bool) or num_repeats < 1:
             raise KoinonValueError("`num_repeats` must be a positive int.", found=repr(num_repeats))
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise KoinonTypeError("`seed` must be an int.", found=repr(seed))
+        check_int(seed, "seed")
         self._num_repeats = num_repeats
         self._seed = seed
 
@@ -101,22 +95,10 @@ class _RotationFactory(UnweightedAggregationFactory):
             pairs = zip(leaves, jax.tree.leaves(specs), strict=True)
             return jax.tree.unflatten(structure, [backward(leaf, spec, i) for i, (leaf, spec) in enumerate(pairs)])
 
-        @federated_computation
-        def initialize_fn() -> Any:
-            return federated_zip((inner.initialize(), federated_eval(lambda: jax.random.key(self._seed), SERVER)))
+        def measurements(measured: Any) -> Any:
+            return OrderedDict([(self._name, measured)])
 
-        @federated_computation(initialize_fn.type_signature.result, at_clients(value_type))
-        def next_fn(state: Any, value: Any) -> Any:
-            inner_state, key = state
-            next_key, round_key = federated_map(lambda key: tuple(jax.random.split(key)), key)
-            output = inner.next(inner_state, federated_map(at_client, (value, federated_broadcast(round_key))))
-            return MeasuredProcessOutput(
-                federated_zip((output.state, next_key)),
-                federated_map(at_server, (output.result, round_key)),
-                federated_zip(OrderedDict([(self._name, output.measurements)])),
-            )
-
-        return AggregationProcess(initialize_fn, next_fn, parts={"inner_agg": inner})
+        return keyed_process(value_type, at_client, inner, at_server, measurements, self._seed)
 
 
 @final

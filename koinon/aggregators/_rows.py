@@ -38,7 +38,6 @@ from koinon.types import (
     at_server,
     from_container,
     structure_from_tensor_type_tree,
-    to_container,
     to_type,
 )
 
@@ -274,7 +273,8 @@ def to_value(value_type: ValueType, vector: jax.Array) -> Any:
     ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1].tolist()
     parts = jnp.split(vector, ends)
     leaves = [p.reshape(s).astype(t.dtype) for p, s, t in zip(parts, shapes, types, strict=True)]
-    return _assemble(value_type, iter(leaves))
+    iterator = iter(leaves)
+    return structure_from_tensor_type_tree(lambda _: next(iterator), value_type)
 
 
 def zeros(value_type: ValueType) -> Any:
@@ -296,9 +296,3 @@ def _leaves(type_: Type, value: Any) -> Iterator[jax.Array]:
             yield from _leaves(field, child)
     else:
         yield jnp.asarray(value)
-
-
-def _assemble(type_: Type, leaves: Iterator[jax.Array]) -> Any:
-    if isinstance(type_, StructType):
-        return to_container(type_, [_assemble(field, leaves) for _, field in type_.items()])
-    return next(leaves)

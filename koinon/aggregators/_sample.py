@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_value_type
+from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_int, check_value_type
 from koinon.aggregators._reservoir import (
     check_sample_size,
     draw_priority,
@@ -76,8 +76,7 @@ class UnweightedReservoirSamplingFactory(UnweightedAggregationFactory):
         check_sample_size("sample_size", sample_size)
         if not isinstance(return_sampling_metadata, bool):
             raise KoinonTypeError("`return_sampling_metadata` must be a bool.", found=repr(return_sampling_metadata))
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise KoinonTypeError("`seed` must be an int.", found=repr(seed))
+        check_int(seed, "seed")
         self._size = sample_size
         self._with_metadata = return_sampling_metadata
         self._seed = seed

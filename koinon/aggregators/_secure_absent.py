@@ -15,6 +15,7 @@ from koinon.aggregators._factory import (
     next_parameter,
 )
 from koinon.aggregators._measure import named_measurements
+from koinon.aggregators._norms import all_finite
 from koinon.computation import federated_computation, federated_map, federated_secure_sum_bitwidth, federated_zip
 from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._measured import MeasuredProcessOutput
@@ -55,7 +56,7 @@ def _mark(value: Any, weight: Any) -> tuple[Any, jax.Array, jax.Array]:
     weight = weight.astype(jnp.float32)
     leaves = jax.tree.leaves(value)
     parts = [weight, *leaves, *[leaf * weight.astype(leaf.dtype) for leaf in leaves]]
-    is_finite = jnp.stack([jnp.isfinite(part).all() for part in parts]).all()
+    is_finite = all_finite(parts)
     is_there = is_finite & (weight != 0)
     marked = jax.tree.map(lambda leaf: jnp.where(is_there, leaf, jnp.asarray(jnp.nan, leaf.dtype)), value)
     # A negative number is out of the range of its secure sum, and the engine says so.

@@ -20,6 +20,7 @@ from koinon._errors import (
     StructuredBoundsTypeMismatchError,
     UnsupportedDTypeError,
 )
+from koinon.aggregators._norms import all_finite
 from koinon.aggregators._secure_field import (
     HIGH_MODULUS,
     LOW_MODULUS,
@@ -155,7 +156,7 @@ def sum_within(value: Value, lower: Value, upper: Value, fit: Fit | None, max_cl
     def encode(value: Any, lower: Any, upper: Any) -> tuple[Any, ...]:
         ranges = _ranges(lower, upper, len(dtypes))
         leaves = jax.tree.leaves(value)
-        is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        is_finite = all_finite(leaves)
         wholes, lows, highs = [], [], []
         for leaf, (low, high), whole in zip(leaves, ranges, is_whole, strict=True):
             present = jnp.where(is_finite, leaf, jnp.zeros_like(leaf))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from koinon._jax import scan_counts, shapes_of
+from koinon._jax import bind, evaluate, scan_counts, shapes_of
 from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
 from koinon.backends._estimate import sub_jaxprs
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
@@ -28,31 +28,16 @@ Rule = Callable[[Any, list[Any]], list[Any] | None]
 
 def rewrite(closed: ClosedJaxpr, rules: Sequence[Rule]) -> ClosedJaxpr:
     """The jaxpr with the rules applied to every equation, at every depth."""
-    avals = shapes_of(var.aval for var in closed.jaxpr.invars)
-    return jax.make_jaxpr(lambda *arguments: _evaluate(closed, arguments, rules))(*avals)
 
-
-def _evaluate(closed: ClosedJaxpr, arguments: Sequence[Any], rules: Sequence[Rule]) -> list[Any]:
-    jaxpr = closed.jaxpr
-    scope: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    scope.update(zip(jaxpr.invars, arguments, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else scope[atom]
-
-    for eqn in jaxpr.eqns:
-        inputs = [read(atom) for atom in eqn.invars]
-        outputs = None
+    def apply(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
         for rule in rules:
             outputs = rule(eqn, inputs)
             if outputs is not None:
-                break
-        if outputs is None:
-            params = {name: _rewrite_param(param, rules) for name, param in eqn.params.items()}
-            result = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(params))
-            outputs = result if eqn.primitive.multiple_results else [result]
-        scope.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+                return outputs
+        return bind(eqn, inputs, {name: _rewrite_param(param, rules) for name, param in eqn.params.items()})
+
+    avals = shapes_of(var.aval for var in closed.jaxpr.invars)
+    return jax.make_jaxpr(lambda *arguments: evaluate(closed, arguments, apply))(*avals)
 
 
 def _rewrite_param(param: Any, rules: Sequence[Rule]) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from koinon._errors import CardinalityError, KoinonTypeError, UnknownClientError
 from koinon._jax import Device
 from koinon.computation._flat import leaf_types
-from koinon.types import StructType, TensorType, Type, to_container
+from koinon.types import TensorType, Type, structure_from_tensor_type_tree
 
 _COMMON_ROOM = 512
 _COMMON_BYTES = 2**23
@@ -45,9 +45,8 @@ class PackedSequences:
         self.buffers = tuple(buffers)
         self.offsets = np.asarray(offsets, np.int32)
         self.lengths = np.asarray(lengths, np.int32)
-        self._on_device: tuple[jax.Array, ...] | None = None
-        self._copies: dict[Device, tuple[jax.Array, ...]] = {}
-        self._room = 0
+        # By device; None is the default one.
+        self._placed: dict[Device | None, tuple[jax.Array, ...]] = {}
         if self.offsets.shape != self.lengths.shape or self.offsets.ndim != 1:
             raise CardinalityError(
                 "The offsets and lengths of packed sequences must be two vectors with one entry per client.",
@@ -133,19 +132,25 @@ class PackedSequences:
           room: at least so many rows follow the last example, so that a batch that begins at it can be read at once.
           device: the device; None for the default one.
         """
-        if self._on_device is None or self._room < room:
-            # Room for the batches of programs yet to come, so that those that ran already need not be compiled again.
-            room = max(room, common_room([buffer[:1].nbytes for buffer in self.buffers]))
-            end = int((self.offsets + self.lengths).max(initial=0))
-            buffers = [_with_room(buffer, end + room) for buffer in self.buffers]
-            self._on_device = tuple([jax.device_put(buffer) for buffer in buffers])
-            self._room = room
-            self._copies.clear()
-        if device is None:
-            return self._on_device
-        if device not in self._copies:
-            self._copies[device] = tuple([jax.device_put(buffer, device) for buffer in self._on_device])
-        return self._copies[device]
+        rows = self._rows_for(room)
+        placed = self._placed.get(device)
+        if placed is None or any(buffer.shape[0] < rows for buffer in placed):
+            placed = tuple([jax.device_put(_with_room(buffer, rows), device) for buffer in self.buffers])
+            self._placed[device] = placed
+        return placed
+
+    def _rows_for(self, room: int) -> int:
+        """The rows of the buffers on a device that leave so much room."""
+        return self._end + max(room, self._common_room)
+
+    @functools.cached_property
+    def _end(self) -> int:
+        return int((self.offsets + self.lengths).max(initial=0))
+
+    @functools.cached_property
+    def _common_room(self) -> int:
+        # Room for the batches of programs yet to come, so that those that ran already need not be compiled again.
+        return common_room([buffer[:1].nbytes for buffer in self.buffers])
 
     def __repr__(self) -> str:
         total = int(self.lengths.sum())
@@ -265,17 +270,11 @@ class ClientRows:
         """The value of one client, in the containers of the type."""
         if not -self.count <= index < self.count:
             raise IndexError(f"there are {self.count} clients, so no client {index}")
-        return build_value(self.type, iter([leaf[index % self.count] for leaf in self.leaves]))
+        leaves = iter([leaf[index % self.count] for leaf in self.leaves])
+        return structure_from_tensor_type_tree(lambda _: next(leaves), self.type)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(self.count))
 
     def __repr__(self) -> str:
         return f"ClientRows({self.type}, {self.count} clients)"
-
-
-def build_value(type_: Type, leaves: Iterator[Any]) -> Any:
-    """The value of a type made of tensors in its containers, from its leaves in the order of the type."""
-    if isinstance(type_, StructType):
-        return to_container(type_, [build_value(field, leaves) for _, field in type_.items()])
-    return next(leaves)

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from koinon._errors import KoinonTypeError, UnboundedLoopError
-from koinon._jax import shapes_of
+from koinon._jax import bind, evaluate, shapes_of
 
 # --- reading rows ----------------------------------------------------------------------------------------------------
 
@@ -206,23 +206,16 @@ mlir.register_lowering(reduce_p, mlir.lower_fun(loop, multiple_results=True))
 def _lower_reduce(*operands: Any, jaxpr: ClosedJaxpr, **params: Any) -> list[Any]:
     """The fold of a step without those primitives that JAX expands before it compiles, `searchsorted` among them."""
     avals = shapes_of(var.aval for var in jaxpr.jaxpr.invars)
-    lowered = jax.make_jaxpr(functools.partial(_evaluate_lowered, jaxpr))(*avals)
+    lowered = jax.make_jaxpr(lambda *arguments: evaluate(jaxpr, arguments, _lower))(*avals)
     return reduce_p.bind(*operands, jaxpr=lowered, **params)
 
 
-def _evaluate_lowered(closed: ClosedJaxpr, *arguments: Any) -> list[Any]:
-    jaxpr = closed.jaxpr
-    scope: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-    scope.update(zip(jaxpr.invars, arguments, strict=True))
-    for eqn in jaxpr.eqns:
-        inputs = [atom.val if isinstance(atom, Literal) else scope[atom] for atom in eqn.invars]
-        primitive: Any = eqn.primitive
-        if primitive.is_high(*[atom.aval for atom in eqn.invars], **eqn.params):
-            result = primitive.to_lojax(*inputs, **eqn.params)
-        else:
-            result = primitive.bind(*inputs, **primitive.get_bind_params(eqn.params))
-        scope.update(zip(eqn.outvars, result if primitive.multiple_results else [result], strict=True))
-    return [atom.val if isinstance(atom, Literal) else scope[atom] for atom in jaxpr.outvars]
+def _lower(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
+    primitive = eqn.primitive
+    if not primitive.is_high(*[atom.aval for atom in eqn.invars], **eqn.params):
+        return bind(eqn, inputs, eqn.params)
+    result = primitive.to_lojax(*inputs, **eqn.params)
+    return result if primitive.multiple_results else [result]
 
 
 vars(reduce_p)["to_lojax"] = _lower_reduce

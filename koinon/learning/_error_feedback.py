@@ -16,8 +16,9 @@ from koinon.aggregators import (
     excluding_non_finite_factory,
 )
 from koinon.aggregators._compressor import check_compressor
-from koinon.aggregators._encoded_sum import LeafCodec, all_finite
+from koinon.aggregators._encoded_sum import LeafCodec
 from koinon.aggregators._factory import ValueType, check_floats
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     federated_aggregate,
     federated_computation,

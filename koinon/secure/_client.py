@@ -7,7 +7,7 @@ from typing import Any, final
 
 from koinon._errors import KoinonTypeError, KoinonValueError, SecureMessageError, SecureRequestRefusedError
 from koinon.secure import _shamir
-from koinon.secure._crypto import KEY_BYTES, KeyPair, SigningKey, is_signed, require_cryptography, seal, unseal
+from koinon.secure._crypto import KEY_BYTES, KeyPair, SigningKey, require_cryptography, seal, unseal
 from koinon.secure._keys import box_context, box_key, commitment_to, pairwise_mask, self_mask, session_of
 from koinon.secure._messages import (
     AdvertiseKeys,
@@ -21,6 +21,7 @@ from koinon.secure._messages import (
     read_shares,
     write_shares,
 )
+from koinon.secure._received import check_round, check_signed
 from koinon.secure._residues import add, subtract, to_residues, to_wire
 from koinon.secure._setup import Setup
 
@@ -192,10 +193,7 @@ class Client:
     def _check_message(self, message: Message, cls: type[Message]) -> None:
         if not isinstance(message, cls):
             raise KoinonTypeError("A message of another kind.", expected=cls.__name__, found=type(message).__name__)
-        if message.round_id != self._setup.round_id:
-            raise SecureMessageError(
-                "A message is of another sum.", expected=self._setup.round_id.hex(), found=message.round_id.hex()
-            )
+        check_round(message, self._setup)
 
     def _check_roster(self, roster: Roster) -> None:
         unknown = roster.keys.keys() - {*self._setup.clients}
@@ -207,10 +205,8 @@ class Client:
         keys = [key for entry in roster.keys.values() for key in (entry.encryption_key, entry.mask_key)]
         if len({*keys}) < len(keys):
             raise SecureMessageError("Two clients have the same key.", expected="keys that are all different")
-        if self._setup.identities is not None:
-            for client, entry in roster.keys.items():
-                if not is_signed(self._setup.identities[client], entry.signature, entry.signed_part()):
-                    raise SecureMessageError("The keys of a client are not signed by it.", found=client)
+        for client, entry in roster.keys.items():
+            check_signed(entry, client, self._setup)
         self._require_enough(len(roster.keys))
 
     def _open(self, sender: int, box: bytes) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from koinon._errors import KoinonTypeError, SecureMessageError, SecureSumAbortedError
 from koinon.secure import _shamir
-from koinon.secure._crypto import KeyPair, is_signed, require_cryptography
+from koinon.secure._crypto import KeyPair, require_cryptography
 from koinon.secure._keys import commitment_to, pairwise_mask, self_mask, session_of
 from koinon.secure._messages import (
     AdvertiseKeys,
@@ -21,6 +21,7 @@ from koinon.secure._messages import (
     UnmaskRequest,
     UnmaskShares,
 )
+from koinon.secure._received import check_round, check_signed
 from koinon.secure._residues import add, from_wire, subtract
 from koinon.secure._setup import Setup
 
@@ -103,10 +104,7 @@ class Server:
         if not isinstance(message, _EXPECTED):
             names = ", ".join(cls.__name__ for cls in _EXPECTED)
             raise KoinonTypeError("This is no message of a client.", expected=names, found=type(message).__name__)
-        if message.round_id != self._setup.round_id:
-            raise SecureMessageError(
-                "A message is of another sum.", expected=self._setup.round_id.hex(), found=message.round_id.hex()
-            )
+        check_round(message, self._setup)
         if self._stage >= len(_EXPECTED) or not isinstance(message, _EXPECTED[self._stage]):
             raise SecureMessageError(
                 "A message is of another stage.", expected=f"`{self.stage}`", found=type(message).__name__
@@ -184,11 +182,7 @@ class Server:
     def _check_content(self, message: Message) -> None:
         match message:
             case AdvertiseKeys():
-                identities = self._setup.identities
-                if identities is not None and not is_signed(
-                    identities[message.sender], message.signature, message.signed_part()
-                ):
-                    raise SecureMessageError("The keys of a client are not signed by it.", found=message.sender)
+                check_signed(message, message.sender, self._setup)
             case EncryptedShares():
                 _check_clients(message.sender, message.boxes, self._roster.keys() - {message.sender})
             case MaskedInput():

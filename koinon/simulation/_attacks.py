@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError, UnknownClientError
 from koinon.aggregators import AggregationFactory
-from koinon.aggregators._factory import ValueType, check_factory, check_floats, factory_like, next_parameter
+from koinon.aggregators._factory import ValueType, check_factory, check_floats, check_int, factory_like, next_parameter
 from koinon.computation import (
     federated_broadcast,
     federated_computation,
@@ -170,8 +170,7 @@ def byzantine_factory(
     if not isinstance(attack, Attack):
         raise KoinonTypeError("`attack` must be an Attack.", found=repr(attack), hint="for example `sign_flip(10.0)`")
     for name, number in (("num_byzantine", num_byzantine), ("seed", seed)):
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise KoinonTypeError(f"`{name}` must be an int.", found=repr(number))
+        check_int(number, name)
         if number < 0:
             raise KoinonValueError(f"`{name}` must not be negative.", found=number)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, final
 
-import jax
 import numpy as np
 
 from koinon._errors import KoinonValueError
-from koinon._jax import Device
 from koinon.computation import PackedSequences
 from koinon.simulation._columns import Columns, leaf_specs
 from koinon.types import Type
@@ -45,23 +43,15 @@ class BucketedSequences(PackedSequences):
     ) -> None:
         super().__init__(element_type, buffers, offsets, lengths)
         self._asked = room
-        # By device; None is the default one.
-        self._placed: dict[Device | None, tuple[jax.Array, ...]] = {}
 
     def expected_examples(self, capacity: int) -> int:
         """About how many examples such a cohort has: the same for all whose arrays have the same room."""
         del capacity
         return max([len(buffer) for buffer in self.buffers], default=0) // 2
 
-    def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
-        """The buffers on a device; see `PackedSequences.on_device`."""
+    def _rows_for(self, room: int) -> int:
         self._asked.rows = max(self._asked.rows, room)
-        rows = self._asked.rows_for(int(self.lengths.sum()))
-        placed = self._placed.get(device)
-        if placed is None or placed[0].shape[0] < rows:
-            placed = tuple([jax.device_put(_with_rows(buffer, rows), device) for buffer in self.buffers])
-            self._placed[device] = placed
-        return placed
+        return self._asked.rows_for(int(self.lengths.sum()))
 
 
 def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> BucketedSequences:
@@ -85,8 +75,3 @@ def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> Bucke
         buffer.flags.writeable = False
         buffers.append(buffer)
     return BucketedSequences(element_type, buffers, np.cumsum(lengths) - lengths, lengths, room)
-
-
-def _with_rows(buffer: np.ndarray, rows: int) -> np.ndarray:
-    missing = rows - len(buffer)
-    return buffer if missing <= 0 else np.concatenate([buffer, np.zeros((missing, *buffer.shape[1:]), buffer.dtype)])

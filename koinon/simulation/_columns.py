@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from koinon._errors import ArgumentError, CardinalityError, KoinonTypeError, TypeNotAssignableError
-from koinon.types import StructType, TensorType, Type, from_container, infer_type, to_container
+from koinon.types import (
+    StructType,
+    TensorType,
+    Type,
+    from_container,
+    infer_type,
+    structure_from_tensor_type_tree,
+)
 
 _HINTS = {
     "O": "arrays of Python objects are often ragged: give all examples one shape, for example by padding",
@@ -98,13 +105,8 @@ def _dict_fields(type_: Type) -> dict[str, tuple[Any, Any]] | None:
 
 def assemble(element_type: Type, leaves: Sequence[Any]) -> Any:
     """The container of stacked arrays that has these leaves."""
-    return _assemble(element_type, iter(leaves))
-
-
-def _assemble(type_: Type, leaves: Iterator[Any]) -> Any:
-    if isinstance(type_, StructType):
-        return to_container(type_, [_assemble(child, leaves) for child in type_.children()])
-    return next(leaves)
+    iterator = iter(leaves)
+    return structure_from_tensor_type_tree(lambda _: next(iterator), element_type)
 
 
 def _flat(type_: Type, value: Any) -> list[Any]:

@@ -31,19 +31,19 @@ def structure_from_tensor_type_tree(fn: Callable[[TensorType], Any], type_spec: 
       >>> {name: leaf.tolist() for name, leaf in zeros.items()}
       {'n': 0, 'w': [0.0, 0.0]}
     """
-    return _build(fn, to_type(type_spec), "")
+    return _build(fn, to_type(type_spec), ())
 
 
-def _build(fn: Callable[[TensorType], Any], type_: Type, path: str) -> Any:
+def _build(fn: Callable[[TensorType], Any], type_: Type, path: tuple[object, ...]) -> Any:
     if isinstance(type_, StructType):
         fields = enumerate(type_.items())
-        return to_container(type_, [_build(fn, field, f"{path}.{name or i}") for i, (name, field) in fields])
+        return to_container(type_, [_build(fn, field, (*path, name or i)) for i, (name, field) in fields])
     if type_.kind is not TENSOR:
         raise KoinonTypeError(
             "Only tensors and structures of them are walked through.",
             expected="a type of tensors",
             found=type_,
-            differs=path.removeprefix(".") or None,
+            differs=".".join(map(str, path)) or None,
             hint="for a placed value, pass its member",
         )
     assert isinstance(type_, TensorType)

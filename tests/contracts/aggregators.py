@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -200,14 +199,6 @@ def play(name: str, *cohorts: tuple[int, ...], backend: str = "local") -> tuple[
             outputs.append(process.next(state, *arguments(name, cohort)))
             state = outputs[-1].state
     return tuple(outputs)
-
-
-def numbers(tree: Any) -> list[np.ndarray]:
-    """The leaves of a pytree as numpy arrays, PRNG keys as their data."""
-    return [
-        np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-        for leaf in jax.tree.leaves(tree)
-    ]
 
 
 def golden_types() -> str:

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -138,14 +137,6 @@ class Run:
         self.state, clients = value
         if self.clients is not None:
             self.clients.state = clients
-
-
-def numbers(tree: Any) -> list[np.ndarray]:
-    """The leaves of a pytree as numpy arrays, PRNG keys as their data."""
-    return [
-        np.asarray(jax.random.key_data(leaf) if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
-        for leaf in jax.tree.leaves(tree)
-    ]
 
 
 def golden_types() -> str:

@@ -19,9 +19,9 @@ from tests.contracts.aggregators import (
     arguments,
     golden_types,
     make_process,
-    numbers,
     play,
 )
+from tests.contracts.pytrees import numbers
 
 GOLDEN = pathlib.Path(__file__).with_name("aggregator_types.txt")
 

@@ -12,7 +12,8 @@ import pytest
 import koinon as ko
 from koinon.program import pytree_from_bytes, pytree_to_bytes
 from koinon.testing import count_compilations, count_frames
-from tests.contracts.algorithms import ALGORITHMS, BROKEN, EMPTY, USUAL, Run, golden_types, make_process, numbers
+from tests.contracts.algorithms import ALGORITHMS, BROKEN, EMPTY, USUAL, Run, golden_types, make_process
+from tests.contracts.pytrees import numbers
 
 GOLDEN = pathlib.Path(__file__).with_name("algorithm_types.txt")
 # In its mean clients without an update count, too.
