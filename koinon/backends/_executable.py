@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from koinon.backends._schedule import (
     choose_lanes,
     choose_threads,
     clients_work,
+    only_regroups,
     ordered_segments,
     segments,
 )
@@ -83,6 +85,9 @@ class Executable:
         self._results: list[tuple[Type, Any]] = []
         self._build = self._builder_of(self._type.result, self._plan.result)
         self._stages = [number for number in range(len(self._plan.phases)) if self._program.has_clients(number)]
+        self._has_start = bool(self._stages) and not all(
+            only_regroups(step) for phase in self._plan.phases[: self._stages[0] + 1] for step in phase.server
+        )
         self._can_thread = bool(self._stages) and not any(self._program.has_rows(n) for n in self._stages)
         jit = functools.partial(jax.jit, compiler_options=compiler_options_of(self._plan))
         self._whole = jit(self._run_whole, static_argnums=(4, 5, 6))
@@ -260,10 +265,12 @@ class Executable:
         scope: Any = server
         flags: dict[str, Any] = {}
         done: list[Any] | None = None
-        pool = _pool(max(threads, len(homes)))
+        # This thread takes the first part, which costs no handing over.
+        pool = _pool(min(max(threads, len(homes)), len(parts) - 1))
         for stage, number in enumerate(self._stages):
-            scope, raised = self._server_stage(stage, scope, done)
-            flags |= raised
+            if stage or self._has_start:
+                scope, raised = self._server_stage(stage, scope, done)
+                flags |= raised
             scopes = [scope, *map(functools.partial(jax.device_put, scope), homes[1:])]
 
             def run(index: int, number: int = number, scopes: list[Any] = scopes) -> Any:
@@ -272,7 +279,9 @@ class Executable:
                 # What one thread starts, JAX runs in order: a thread waits for its part, so that no other gets it.
                 return jax.block_until_ready(part if home == 0 else jax.device_put(part, jax.local_devices()[0]))
 
-            done = list(pool.map(run, range(len(parts))))
+            others = pool.map(run, range(1, len(parts)))
+            first = self._clients_stage(number, scope, clients[0], parts[0], lanes, window)
+            done = [jax.block_until_ready(first), *others]
         leaves, raised = self._server_stage(len(self._stages), scope, done)
         return leaves, flags | raised
 
@@ -281,7 +290,7 @@ class Executable:
         if parts is None:
             state, first = State(self._server_scope(scope), {}, {}), 0
         else:
-            state, first = State(dict(scope), {}, {}), self._stages[stage - 1] + 1
+            state, first = self._started(scope), self._stages[stage - 1] + 1
             self._program.end(first - 1, state, parts, None)
         is_last = stage == len(self._stages)
         last = len(self._plan.phases) - 1 if is_last else self._stages[stage]
@@ -295,8 +304,17 @@ class Executable:
     def _run_clients_stage(
         self, number: int, scope: Any, clients: list[Any], segment: Segment, lanes: int, window: int | None
     ) -> Any:
-        state = State(dict(scope), self._client_scope(clients, window), {})
+        state = dataclasses.replace(self._started(scope), clients=self._client_scope(clients, window))
         return self._program.run_clients(number, state, segment, 1, lanes)
+
+    def _started(self, scope: Any) -> State:
+        """The server's values where a stage begins: they are given, or follow from its arguments."""
+        if isinstance(scope, dict):
+            return State(dict(scope), {}, {})
+        state = State(self._server_scope(scope), {}, {})
+        for number in range(self._stages[0] + 1):
+            self._program.begin(number, state)
+        return state
 
     def _needed_from(self, number: int) -> set[int]:
         """The values of the server that the phases from this one on, or the result, need."""
@@ -371,7 +389,7 @@ class Executable:
             def build_clients(leaves: Any, count: int, given: list[Any]) -> list[Any] | ClientRows:
                 stacked = list(itertools.islice(leaves, size))
                 if stacks and _has_rows(given):
-                    return ClientRows(member, stacked, count)
+                    return ClientRows.trusted(member, stacked, count)
                 return _each_client(member, stacked, count)
 
             return build_clients

@@ -13,6 +13,7 @@ from koinon.backends._program import Program
 from koinon.backends._rewrite import rewritten
 from koinon.backends._schedule import CPU_LANES, SHARED_WORK, SMALL_STEP, programs_of
 from koinon.compiler import Plan, Step
+from koinon.compiler._show import TYPE_WIDTH
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import LocalFunction
 from koinon.computation._local import apply_local
@@ -33,8 +34,8 @@ class Explanation:
       step_operations: the arithmetic operations of the largest step of a fold over a client's sequence; None where the
         clients' work is no fold.
       rewrites: the rules that rewrite the clients' work, with the number of places.
-      aggregations: how each aggregation is taken.
-      rows: what is kept of each single client, so that its memory grows with the cohort.
+      aggregations: how each aggregation is taken, one note for each; the page says equal ones once, with their number.
+      rows: what is kept of each single client, so that its memory grows with the cohort; likewise.
     """
 
     computation: str
@@ -60,17 +61,23 @@ class Explanation:
             lines.append(f"  work       a fold over the client's sequence, {self.step_operations:,} operations a step")
         side = "one after the other" if self.lanes == 1 else f"{self.lanes} side by side"
         lines.append(
-            f"  lanes      {side} (side by side below {SMALL_STEP:,} operations and from {4 * CPU_LANES} clients)"
+            f"  lanes      {side} (side by side up to {SMALL_STEP:,} operations and from {4 * CPU_LANES} clients)"
         )
         lines.append(
             f"  threads    {self.threads} (several from {SHARED_WORK:,} operations, where sums are all that is kept)"
         )
         if self.devices > 1:
             lines.append(f"  devices    {self.devices}, each with a copy of the data")
-        lines += [f"  rewrite    {name}, {count} places" for name, count in self.rewrites]
-        lines += [f"  aggregate  {note}" for note in self.aggregations]
-        lines += [f"  rows       {note}" for note in self.rows]
+        lines += [f"  rewrite    {name}, {count} place{'s' if count > 1 else ''}" for name, count in self.rewrites]
+        lines += [f"  aggregate  {note}" for note in _counted(self.aggregations)]
+        lines += [f"  rows       {note}" for note in _counted(self.rows)]
         return "\n".join(lines)
+
+
+def _counted(notes: tuple[str, ...]) -> Iterator[str]:
+    """Each note once, with how often it is there."""
+    for note, count in collections.Counter(notes).items():
+        yield note if count == 1 else f"{count}x {note}"
 
 
 def rewrites_of(plan: Plan) -> tuple[tuple[str, int], ...]:
@@ -100,4 +107,4 @@ def row_notes(plan: Plan, program: Program) -> Iterator[str]:
     """What is kept of each single client."""
     for number in range(len(plan.phases)):
         for value in program.kept(number):
-            yield f"{value.type}, for a later phase or the result"
+            yield f"{value.type.compact_representation(TYPE_WIDTH)}, for a later phase or the result"

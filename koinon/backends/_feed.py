@@ -134,10 +134,10 @@ class ClientsFeeder:
             if value.packed.element_type is not self._known_element:
                 check_cohort(self.type, value, self.path)
                 self._known_element = value.packed.element_type
-            padding = (0, capacity - len(value))
-            return [
-                (value.packed.on_device(room, device), np.pad(value.offsets, padding), np.pad(value.lengths, padding))
-            ]
+            count = len(value)
+            places = np.zeros((2, capacity), np.int32)
+            places[0, :count], places[1, :count] = value.offsets, value.lengths
+            return [(value.packed.on_device(room, device), places[0], places[1])]
         leaves: list[Any] = []
         if isinstance(value, ClientRows):
             if value.type is not self._known_rows:

@@ -10,7 +10,7 @@ import jax
 
 from koinon._errors import KoinonValueError
 from koinon._jax import Device
-from koinon.backends._schedule import ACCELERATOR_LANES, CPU_LANES, available_cores
+from koinon.backends._schedule import ACCELERATOR_LANES, TINY_LANES, available_cores
 
 _STRATEGIES: dict[str, dict[str, Any]] = {
     "sequential": {"lanes": 1, "threads": 1, "devices": 1},
@@ -72,7 +72,7 @@ def _options_of(strategy: str, options: dict[str, Any]) -> dict[str, Any]:
         if option is not None and chosen[name] != option:
             raise KoinonValueError(f"The strategy {strategy!r} has {name}={chosen[name]}.", found=f"{name}={option}")
     if strategy == "lanes" and chosen["lanes"] is None:
-        chosen["lanes"] = CPU_LANES if jax.default_backend() == "cpu" else ACCELERATOR_LANES
+        chosen["lanes"] = TINY_LANES if jax.default_backend() == "cpu" else ACCELERATOR_LANES
     if strategy == "sharded" and chosen["threads"] is None:
         chosen["threads"] = available_cores()
     return chosen

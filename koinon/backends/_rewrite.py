@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 from koinon._jax import bind, evaluate, scan_counts, shapes_of
 from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
 from koinon.backends._estimate import sub_jaxprs
+from koinon.backends._products import has_narrow_gradient, narrow_gradient
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
 
 # With fewer columns the product with a transpose is as fast as with the transposed matrix.
@@ -146,12 +147,19 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
             names.append("canonical_convolution")
         if eqn.primitive.name == "select_and_scatter_add" and has_separate_windows(eqn):
             names.append("separate_windows")
+        if has_narrow_gradient(eqn):
+            names.append("narrow_gradient")
         if eqn.primitive.name == "scan":
+            body = eqn.params["jaxpr"]
             num_consts, num_carry = scan_counts(eqn.params)
-            if _accumulated_products(eqn.params["jaxpr"].jaxpr, num_consts, num_carry):
+            found = _accumulated_products(body.jaxpr, num_consts, num_carry)
+            if found:
                 names.append("hoisted_weight_gradient")
-            if _transposed_operands(eqn.params["jaxpr"].jaxpr, num_consts):
+                body = _without_products(body, found, num_consts)
+            if _transposed_operands(body.jaxpr, num_consts):
                 names.append("hoisted_transpose")
+            names.extend(rewritten(body.jaxpr))
+            continue
         for sub in sub_jaxprs(eqn):
             names.extend(rewritten(sub))
     return names
@@ -317,4 +325,4 @@ def _stacked_product(product: Any, left: Any, right: Any) -> Any:
     )
 
 
-CPU_RULES: tuple[Rule, ...] = (canonical_convolution, separate_windows, faster_scan)
+CPU_RULES: tuple[Rule, ...] = (canonical_convolution, separate_windows, faster_scan, narrow_gradient)

@@ -14,18 +14,25 @@ import os
 import jax
 import numpy as np
 
-from koinon.backends._estimate import largest_read, operations, step_operations
+from koinon.backends._estimate import has_convolutions, largest_read, operations, step_operations
 from koinon.backends._program import Segment
-from koinon.compiler import Plan
+from koinon.compiler import Plan, Step
 from koinon.compiler._program import program_p
 from koinon.compiler._steps import structure_leaves
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import Closure, LocalFunction
 
-# A step of a fold costs a few microseconds of dispatch whatever it does. Below this many operations that is what it
-# costs at all, and lanes share it out.
-SMALL_STEP = 250_000
-CPU_LANES = 16
+# A step of a fold costs a few microseconds of dispatch whatever it does, as much as so many operations.
+DISPATCH = 250_000
+
+# Lanes share the dispatch out. Above this many operations in a step they lose: their models no longer fit in the cache.
+SMALL_STEP = 500_000
+CPU_LANES = 4
+
+# Steps that are hardly more than dispatch.
+TINY_STEP = 100_000
+TINY_LANES = 8
+
 ACCELERATOR_LANES = 256
 
 # Above this many operations XLA splits the work of a single step over the cores by itself.
@@ -48,18 +55,20 @@ class Work:
       rows: the examples that a step reads at once.
       whole: the operations of all its programs, a fold counted as one step.
       can_batch: whether several clients can run side by side.
+      convolves: whether a convolution is among the operations.
     """
 
     step: int | None
     whole: int
     can_batch: bool
     rows: int = 1
+    convolves: bool = False
 
     def is_worth_sharing(self, examples: int) -> bool:
         """Whether a cohort with so many examples has work for several threads or devices."""
         if self.step is None:
             return False
-        return max(self.step, SMALL_STEP) * (examples // max(1, self.rows)) >= SHARED_WORK
+        return max(self.step, DISPATCH) * (examples // max(1, self.rows)) >= SHARED_WORK
 
 
 def clients_work(plan: Plan) -> Work:
@@ -71,6 +80,7 @@ def clients_work(plan: Plan) -> Work:
         whole=sum(operations(node.program.jaxpr) for node in programs),
         rows=max([largest_read(node.program.jaxpr) for node in programs], default=1),
         can_batch=not any(eqn.primitive is program_p for node in programs for eqn in node.program.jaxpr.eqns),
+        convolves=any(has_convolutions(node.program.jaxpr) for node in programs),
     )
 
 
@@ -87,14 +97,24 @@ def programs_of(operands: object) -> list[ir.Local]:
     return found
 
 
+def only_regroups(step: Step) -> bool:
+    """Whether a step of the server only takes values apart and puts them together, which needs no program."""
+    if step.operator == "federated_map":
+        return not programs_of(step.operands)
+    return step.operator in ("federated_zip", "federated_value_at_server")
+
+
 def choose_lanes(work: Work, capacity: int) -> int:
     """How many clients run side by side."""
     if not work.can_batch:
         return 1
     if jax.default_backend() != "cpu":
         return min(ACCELERATOR_LANES, capacity)
-    small = (work.step if work.step is not None else work.whole) <= SMALL_STEP
-    return CPU_LANES if small and capacity >= 4 * CPU_LANES else 1
+    step = work.step if work.step is not None else work.whole
+    # Convolutions with another kernel in each lane would be grouped ones, for which XLA has only slow code on CPUs.
+    if work.convolves or step > SMALL_STEP or capacity < 4 * CPU_LANES:
+        return 1
+    return TINY_LANES if step <= TINY_STEP and capacity >= 4 * TINY_LANES else CPU_LANES
 
 
 def choose_threads(work: Work, capacity: int, shares: bool) -> int:

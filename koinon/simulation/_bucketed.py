@@ -9,6 +9,7 @@ import numpy as np
 
 from koinon._errors import KoinonValueError
 from koinon.computation import PackedSequences
+from koinon.computation._data import aligned_empty
 from koinon.simulation._columns import Columns, leaf_specs
 from koinon.types import Type
 
@@ -69,9 +70,10 @@ def pack_bucketed(element_type: Type, parts: list[Columns], room: Room) -> Bucke
     rows = room.rows_for(total)
     buffers: list[Any] = []
     for leaf, (dtype, shape) in enumerate(leaf_specs(element_type)):
-        buffer = np.zeros((rows, *shape), dtype)
+        buffer = aligned_empty((rows, *shape), dtype)
         if parts:
             np.concatenate([part.leaves[leaf] for part in parts], out=buffer[:total])
+        buffer[total:] = 0
         buffer.flags.writeable = False
         buffers.append(buffer)
     return BucketedSequences(element_type, buffers, np.cumsum(lengths) - lengths, lengths, room)

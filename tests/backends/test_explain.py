@@ -24,6 +24,29 @@ def test_a_fold_is_explained_with_its_size_and_its_aggregations() -> None:
     assert "2 clients with 3 examples" in str(explanation)
 
 
+def test_equal_notes_are_said_once_with_their_number() -> None:
+    """Each aggregation and each row has a note of its own, and the page counts those that are equal."""
+    types = [ko.types.at_clients(np.float32)] * 2
+    both = ko.federated_computation(
+        lambda x, y: (
+            *(ko.federated_sum(x), ko.federated_max(x), ko.federated_sum(y)),
+            *(ko.federated_map(jnp.sin, x), ko.federated_map(jnp.sin, y)),
+        ),
+        *types,
+    )
+
+    explanation = ko.backends.local.explain(both, [1.0, 2.0], [3.0, 4.0])
+    page = [line.split(maxsplit=1) for line in str(explanation).splitlines()]
+
+    assert len(explanation.aggregations) == 3
+    assert [note for title, note in page if title == "aggregate"] == [
+        "2x federated_sum: a sum, taken with the others",
+        "federated_max: a fold of its own",
+    ]
+    assert len(explanation.rows) == 2
+    assert [note for title, note in page if title == "rows"] == [f"2x {explanation.rows[0]}"]
+
+
 def test_values_that_are_kept_of_each_client_are_named() -> None:
     """A result at the clients costs one row for each, and the page says so."""
     double = ko.federated_computation(ko.types.at_clients(np.float32))(lambda v: ko.federated_map(lambda x: 2 * x, v))

@@ -214,7 +214,7 @@ def test_a_strategy_stands_for_options() -> None:
     """One name for what the three options say together; what contradicts it is refused."""
     sequential = LocalBackend(strategy="sequential").options
     assert (sequential.lanes, sequential.threads, sequential.homes) == (1, 1, (None,))
-    assert LocalBackend(strategy="lanes").options.lanes == 16
+    assert LocalBackend(strategy="lanes").options.lanes == 8
     assert LocalBackend(strategy="sharded", threads=3).options.threads == 3
     with pytest.raises(KoinonValueError, match="The strategy 'sequential' has lanes=1"):
         LocalBackend(strategy="sequential", lanes=4)

@@ -127,6 +127,46 @@ def test_weights_are_transposed_once_and_not_in_every_step() -> None:
                     assert product.params["dimension_numbers"][0][1] == (0,)
 
 
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "applies"),
+    [
+        ((20,), 128, 10, True),
+        ((20,), 10, 128, True),
+        ((4, 5), 7, 3, True),
+        ((20,), 64, 128, False),
+        ((20,), 9, 1, False),
+    ],
+)
+def test_the_gradient_of_a_narrow_layer_keeps_its_values(
+    rows: tuple[int, ...], inputs: int, outputs: int, applies: bool
+) -> None:
+    """A product over the rows of two factors, one of them narrow, alone and for several clients side by side."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(*rows, inputs)).astype(np.float32)
+    weights = (rng.normal(size=(inputs, outputs)) / inputs**0.5).astype(np.float32)
+
+    def gradient(weights: Any, x: Any) -> Any:
+        return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(weights)
+
+    rules = assert_same_results(gradient, weights, x)
+    assert rules == ({"narrow_gradient": 1} if applies else {})
+
+    closed = rewrite(jax.make_jaxpr(gradient)(weights, x), CPU_RULES)
+    several = np.stack([x, 2 * x, -x])
+    (found,) = jax.vmap(lambda x: jax.core.eval_jaxpr(closed.jaxpr, closed.consts, weights, x))(several)
+    np.testing.assert_allclose(found, [gradient(weights, x) for x in several], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
+def test_products_of_other_numbers_stay_as_they_are(dtype: Any) -> None:
+    """The kernels that the rule is for are those for float32."""
+    closed = jax.make_jaxpr(lambda x, g: jnp.einsum("bi,bo->io", x, g))(
+        jnp.ones((20, 128), dtype), jnp.ones((20, 4), dtype)
+    )
+
+    assert rewritten(closed.jaxpr) == []
+
+
 def test_rules_reach_into_loops_branches_and_folds() -> None:
     """A convolution inside a fold inside a branch is rewritten too."""
     kernel = np.ones((4, 3, 2, 2), np.float32)

@@ -55,6 +55,10 @@ def test_lanes_are_for_small_steps_and_large_cohorts() -> None:
     assert choose_lanes(Work(step=10_000, whole=10_000, can_batch=True), 8) == 1
     assert choose_lanes(Work(step=10_000_000, whole=10_000_000, can_batch=True), 1024) == 1
     assert choose_lanes(Work(step=10_000, whole=10_000, can_batch=False), 1024) == 1
+    assert choose_lanes(Work(step=10_000, whole=10_000, can_batch=True, convolves=True), 1024) == 1
+    assert choose_lanes(Work(step=400_000, whole=400_000, can_batch=True), 1024) < choose_lanes(
+        Work(step=10_000, whole=10_000, can_batch=True), 1024
+    )
 
 
 def test_threads_are_for_folds_over_many_examples() -> None:
