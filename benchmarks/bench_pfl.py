@@ -74,7 +74,7 @@ def network_of(model: str, weights: dict[str, np.ndarray]) -> Network:
         network: Network = Sequence(nn.Linear(100, 10))
         arrays = [weights["w"].T, weights["b"]]
     elif model == "mlp":
-        network = Sequence(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+        network = Sequence(nn.Linear(*weights["w1"].shape), nn.ReLU(), nn.Linear(*weights["w2"].shape))
         arrays = [weights["w1"].T, weights["b1"], weights["w2"].T, weights["b2"]]
     elif model == "cnn":
         network = Sequence(

@@ -27,7 +27,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from contestants import CONTESTANTS, ENVIRONMENTS, IMPORTS, LIBRARIES, ROUNDS, full_name
+from contestants import CONTESTANTS, ENVIRONMENTS, IMPORTS, LIBRARIES, ROUNDS, full_name, is_asked_for
+from workloads import WORKLOADS
 
 HERE = pathlib.Path(__file__).resolve().parent
 ENVIRONMENTS_FOLDER = HERE / ".envs"
@@ -162,11 +163,19 @@ def failure(code: int | None, errors: str, limit: float) -> str:
     return f"{reason}: {lines[-1][:300]}" if lines else reason
 
 
-def run(command: Sequence[str], limit: float) -> tuple[int | None, str, str, float]:
-    """Runs a command: its exit code (None if it ran out of time), what it printed, its errors, the peak of memory."""
+def run(command: Sequence[str], limit: float, cores: int = 0) -> tuple[int | None, str, str, float]:
+    """Runs a command: its exit code (None if it ran out of time), what it printed, its errors, the peak of memory.
+
+    Args:
+      command: the program and its arguments.
+      limit: the seconds that it may take.
+      cores: how many cores it is kept to; 0 for all.
+    """
     peak = 0.0
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=output, stderr=errors, cwd=HERE, start_new_session=True)
+        if cores:  # the interpreter is still starting: no library has counted the cores yet
+            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
         deadline = time.monotonic() + limit
         family: dict[int, str] = {}
         try:
@@ -205,7 +214,7 @@ def compared(name: str, workload: str, rounds: int | None, limit: float, given: 
     python = interpreter(contestant.environment, given)
     count = rounds or ROUNDS.get(workload, 3)
     command = [str(python), contestant.script, workload, str(count), *contestant.options]
-    code, output, errors, peak = run(command, limit)
+    code, output, errors, peak = run(command, limit, contestant.cores)
     line["versions"] = versions(python, LIBRARIES[contestant.environment])
     result = result_line(output)
     if result is None:
@@ -234,8 +243,8 @@ def said(line: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compares the contestants."""
     parser = argparse.ArgumentParser(description="Runs the contestants side by side; one line of JSON a run.")
-    parser.add_argument("--workloads", nargs="+", default=["W1", "W2", "W3", "W4"], metavar="W")
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS, metavar="NAME")
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=WORKLOADS, metavar="W")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME")
     parser.add_argument("--rounds", type=int, help="warm rounds of a run; by default, what the workload asks for")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results.jsonl", help="lines are added to it")
@@ -245,9 +254,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = {name: pathlib.Path(path) for name, _, path in (entry.partition("=") for entry in options.env)}
     if unknown := sorted(set(given) - set(ENVIRONMENTS)):
         parser.error(f"unknown environments: {', '.join(unknown)}; there are {', '.join(ENVIRONMENTS)}")
-    for contestant in options.contestants:
+    contestants = options.contestants or list(CONTESTANTS)
+    for contestant in contestants:
         interpreter(CONTESTANTS[contestant].environment, given)  # made before the first clock runs
-    plan = list(turns(options.workloads, options.contestants, options.repeats))
+    plan = [
+        (repeat, workload, name)
+        for repeat, workload, name in turns(options.workloads, contestants, options.repeats)
+        if options.contestants or is_asked_for(name, workload)
+    ]
     here = machine()
     progress = progress_of(len(plan))
     task = progress.add_task("starting", total=len(plan)) if progress else None

@@ -1,8 +1,13 @@
-"""Who takes part in the comparison: scripts, options, environments, and what is known not to run."""
+"""Who takes part in the comparison: scripts, options, environments, and what is known not to run.
+
+A number at the end of a name is that of the cores that the contestant has: it is kept to them, and uses them as it can.
+The numbers are the powers of two below the cores that there are, and all of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +20,7 @@ class Contestant:
       kind: how it was written: "as it comes", "tuned" by someone who knows the library, or "by hand".
       options: what follows the workload and the number of rounds on its command line.
       impossible: the workloads that it cannot run, with the reason.
+      cores: how many cores it is kept to; 0 for all that there are.
     """
 
     script: str
@@ -22,6 +28,7 @@ class Contestant:
     kind: str
     options: tuple[str, ...] = ()
     impossible: dict[str, str] = dataclasses.field(default_factory=dict)
+    cores: int = 0
 
 
 # What is installed in each environment; None is the environment that runs the comparison, which has koinon.
@@ -54,12 +61,21 @@ IMPORTS: dict[str, str] = {
 
 _TOO_LONG = "a round takes longer than the ten minutes of a run"
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+FEWER = [2**n for n in range(CORES.bit_length()) if 2**n < CORES]
+
 CONTESTANTS: dict[str, Contestant] = {
     "koinon": Contestant("bench_koinon.py", "koinon", "as it comes"),
     "koinon-fresh": Contestant("bench_koinon.py", "koinon", "as it comes", ("fresh=1",)),
-    "handwritten-1": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=1",)),
-    "handwritten-2": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=2",)),
-    "handwritten-2-16-lanes": Contestant("bench_handwritten.py", "koinon", "by hand", ("devices=2", "lanes=16")),
+    **{
+        f"koinon-devices-{n}": Contestant("bench_koinon.py", "koinon", "as it comes", (f"devices={n}",), cores=n)
+        for n in [*FEWER[1:], CORES]
+    },
+    **{
+        f"handwritten-{n}": Contestant("bench_handwritten.py", "koinon", "by hand", (f"devices={n}",), cores=n)
+        for n in [*FEWER, CORES]
+    },
+    "handwritten-16-lanes": Contestant("bench_handwritten.py", "koinon", "by hand", (f"devices={CORES}", "lanes=16")),
     "drjax": Contestant(
         "bench_drjax.py",
         "drjax",
@@ -69,13 +85,42 @@ CONTESTANTS: dict[str, Contestant] = {
     ),
     "drjax-8-groups": Contestant("bench_drjax.py", "drjax", "tuned", ("groups=8",)),
     "fedjax": Contestant("bench_fedjax.py", "fedjax", "as it comes"),
-    "pfl-1": Contestant("bench_pfl.py", "pfl", "as it comes", ("threads=1",), {"W3-100000": _TOO_LONG}),
-    "pfl-2": Contestant("bench_pfl.py", "pfl", "as it comes", ("threads=2",), {"W3-100000": _TOO_LONG}),
-    "flower": Contestant("bench_flower.py", "flower", "as it comes", ("actors=2",), {"W3-100000": _TOO_LONG}),
+    **{
+        f"pfl-{n}": Contestant(
+            "bench_pfl.py", "pfl", "as it comes", (f"threads={n}",), {"W3-100000": _TOO_LONG}, cores=n
+        )
+        for n in [*FEWER, CORES]
+    },
+    "flower": Contestant("bench_flower.py", "flower", "as it comes", (f"actors={CORES}",), {"W3-100000": _TOO_LONG}),
+}
+CONTESTANTS |= {
+    f"{name}-{n}": dataclasses.replace(CONTESTANTS[name], cores=n)
+    for name in ("koinon", "drjax-8-groups", "fedjax")
+    for n in FEWER
 }
 
+
+def series_of(contestant: str) -> tuple[str, int]:
+    """A contestant's name without the number of its cores, and that number; 0 for all that there are.
+
+    >>> series_of("handwritten-2"), series_of("drjax-8-groups")
+    (('handwritten', 2), ('drjax-8-groups', 0))
+    """
+    name, _, cores = contestant.rpartition("-")
+    return (name, int(cores)) if cores.isdecimal() else (contestant, 0)
+
+
+def is_asked_for(contestant: str, workload: str) -> bool:
+    """Whether a run belongs to the whole comparison: fewer cores than there are only on W1 to W4 themselves.
+
+    >>> is_asked_for("koinon", "W1-512")
+    True
+    """
+    return CONTESTANTS[contestant].cores not in FEWER or "-" not in workload
+
+
 # The warm rounds of a run where the command line names no number: enough for a median within the time limit.
-ROUNDS: dict[str, int] = {"W1": 20, "W2": 3, "W3-100": 20, "W3": 10, "W3-10000": 3, "W3-100000": 2, "W4": 3}
+ROUNDS: dict[str, int] = {"W1": 20, "W1-32": 20, "W1-512": 10, "W1-2048": 5, "W3-100": 20, "W3": 10, "W3-100000": 2}
 
 
 def full_name(workload: str) -> str:

@@ -35,6 +35,7 @@ def measure(
         run(number)
         times.append(time.perf_counter() - begin)
     cpu = (time.process_time() - cpu) / max(1, rounds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # the loss below takes memory of its own
     line = {
         "contestant": contestant,
         "workload": workload.name,
@@ -43,7 +44,7 @@ def measure(
         "times": [round(t, 6) for t in times],
         "cpu": round(cpu, 6),
         "loss": loss(),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_mb": round(peak, 1),
         "python": sys.version.split()[0],
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),

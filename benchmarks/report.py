@@ -14,19 +14,30 @@ import math
 import pathlib
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from contestants import CONTESTANTS
+from contestants import CONTESTANTS, series_of
+from workloads import WORKLOADS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results: written by benchmarks/report.py -->", "<!-- end of results -->"
 REFERENCE = "koinon"
 # The palette of Okabe and Ito, which readers with any colour vision can tell apart, and greys for programs by hand.
-COLORS = (
-    *("#0072B2", "#56B4E9", "#555555", "#888888", "#BBBBBB"),
-    *("#E69F00", "#D55E00", "#009E73", "#CC79A7", "#882255", "#F0E442"),
-)
+COLORS = {
+    "koinon": "#0072B2",
+    "koinon-fresh": "#56B4E9",
+    "koinon-devices": "#332288",
+    "handwritten": "#555555",
+    "handwritten-16-lanes": "#AAAAAA",
+    "drjax": "#E69F00",
+    "drjax-8-groups": "#D55E00",
+    "fedjax": "#009E73",
+    "pfl": "#CC79A7",
+    "flower": "#882255",
+}
+LEGEND: dict[str, Any] = {"bbox_to_anchor": (1.01, 1), "loc": "upper left", "frameon": False}
+KINDS = {series_of(name)[0]: contestant.kind for name, contestant in CONTESTANTS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Summary:
       memory: the largest amount of memory of a run, in MB.
       loss: the loss after the last round, of the last run.
       rounds: how many rounds led to that loss.
+      cores: how many cores the runs had.
       error: why there is no result, where there is none.
     """
 
@@ -53,6 +65,7 @@ class Summary:
     memory: float = float("nan")
     loss: float = float("nan")
     rounds: int = 0
+    cores: int = 0
     error: str = ""
 
 
@@ -75,6 +88,7 @@ def summarized(lines: Sequence[dict[str, Any]]) -> Summary:
         memory=max(max(line["peak_mb"], line.get("family_mb", 0.0)) for line in good),
         loss=good[-1]["loss"],
         rounds=len(good[-1]["times"]) + 1,
+        cores=good[-1]["cores"],
     )
 
 
@@ -83,23 +97,34 @@ def summaries(lines: Sequence[dict[str, Any]]) -> dict[str, dict[str, Summary]]:
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in lines:
         grouped.setdefault(line["workload"], {}).setdefault(line["contestant"], []).append(line)
-    order = {name: position for position, name in enumerate(CONTESTANTS)}
+    order = list(KINDS)
+
+    def position(name: str) -> tuple[int, int]:
+        series, cores = series_of(name)
+        return order.index(series) if series in order else len(order), cores
+
     return {
-        workload: {
-            name: summarized(grouped[workload][name])
-            for name in sorted(grouped[workload], key=lambda name: (order.get(name, len(order)), name))
-        }
-        for workload in sorted(grouped, key=lambda workload: (workload.split("-")[0], clients_of(workload)))
+        workload: {name: summarized(grouped[workload][name]) for name in sorted(grouped[workload], key=position)}
+        for workload in sorted(grouped, key=lambda workload: (workload.split("-")[0], size_of(workload)))
     }
 
 
-def clients_of(workload: str) -> int:
-    """The number of clients in the name of a workload that grows in them, else 0.
+def size_of(workload: str) -> int:
+    """The number in the name of a workload that grows, for W3 that of its clients; else 0.
 
-    >>> clients_of("W3-1000"), clients_of("W1")
+    >>> size_of("W3-1000"), size_of("W1")
     (1000, 0)
     """
     return int(workload.partition("-")[2] or 0)
+
+
+def parameters_of(workload: str) -> int:
+    """The number of parameters of a workload's model.
+
+    >>> parameters_of("W1")
+    9610
+    """
+    return sum(array.size for array in WORKLOADS[workload]().weights.values())
 
 
 def digits(value: float) -> str:
@@ -123,7 +148,7 @@ def table(of_contestants: dict[str, Summary]) -> str:
     ]
     notes = []
     for name, summary in of_contestants.items():
-        kind = CONTESTANTS[name].kind if name in CONTESTANTS else ""
+        kind = KINDS.get(series_of(name)[0], "")
         if summary.error:
             notes.append(f"{name}: {summary.error}.")
             rows.append(f"| {name} | {kind} | | | | | | | |")
@@ -138,21 +163,21 @@ def table(of_contestants: dict[str, Summary]) -> str:
 
 def machines(lines: Sequence[dict[str, Any]]) -> str:
     """What the runs ran on, and with which versions, as sentences."""
-    found: dict[str, None] = {}
+    found: dict[str, int] = {}
     versions: dict[str, dict[str, None]] = {}
     for line in lines:
         machine = line.get("machine", {})
         if "cores" in line and machine:
-            found[
-                f"{line['cores']} cores of {machine['processor']}, {machine['memory_gb']:.0f} GB, "
-                f"{machine['system']}, Python {line['python']}"
-            ] = None
+            memory, system = f"{machine['memory_gb']:.0f} GB", machine["system"]
+            name = f"{machine['processor']}, {memory}, {system}, Python {line['python']}"
+            found[name] = max(line["cores"], found.get(name, 0))  # a run may be kept to fewer than there are
         for library, version in line.get("versions", {}).items():
             versions.setdefault(library, {})[version] = None
     dates = sorted({line["date"] for line in lines if "date" in line})
     when = f" on {dates[0]}" if len(dates) == 1 else f" from {dates[0]} to {dates[-1]}" if dates else ""
+    where = "; ".join(f"{cores} cores of {name}" for name, cores in found.items())
     with_versions = ", ".join(f"{library} {' and '.join(versions[library])}" for library in sorted(versions))
-    sentences = [f"Measured{when}" + (f" on {'; '.join(found)}." if found else ".")]
+    sentences = [f"Measured{when}" + (f" on {where}." if found else ".")]
     if with_versions:
         sentences.append(f"Versions: {with_versions}.")
     return "\n".join(sentences)
@@ -179,20 +204,37 @@ def replaced(page: str, content: str) -> str:
     return f"{head}{BEGIN}\n\n{content}\n\n{END}{tail}"
 
 
-def growth(results: dict[str, dict[str, Summary]], field: str) -> dict[str, list[tuple[int, float]]]:
-    """For each contestant, the values of a field of W3's summaries by the number of clients."""
+def on_most_cores(rows: dict[str, Summary]) -> dict[str, Summary]:
+    """The results of a workload by series: of contestants that differ in their cores alone, the one with the most."""
+    found: dict[str, Summary] = {}
+    for name, summary in rows.items():
+        series = series_of(name)[0]
+        if summary.runs and (series not in found or summary.cores >= found[series].cores):
+            found[series] = summary
+    return found
+
+
+def growth(
+    results: dict[str, dict[str, Summary]], family: str, size: Callable[[str], int], field: str
+) -> dict[str, list[tuple[int, float]]]:
+    """For each series with several, the values of a field by the size of a family's workloads, as W3's by clients."""
     series: dict[str, list[tuple[int, float]]] = {}
     for workload, rows in results.items():
-        for name, summary in rows.items():
-            if clients_of(workload) and summary.runs:
-                series.setdefault(name, []).append((clients_of(workload), getattr(summary, field)))
+        if workload.partition("-")[0] == family:
+            x = size(workload)
+            for name, summary in on_most_cores(rows).items():
+                series.setdefault(name, []).append((x, getattr(summary, field)))
+    return {name: sorted(points) for name, points in series.items() if len(points) > 1}
+
+
+def growth_in_cores(rows: dict[str, Summary]) -> dict[str, list[tuple[int, float]]]:
+    """For each series of which there are contestants with fewer cores, the rounds of a second by the cores."""
+    numbered = {series_of(name)[0] for name in rows if series_of(name)[1]}
+    series: dict[str, list[tuple[int, float]]] = {}
+    for name, summary in rows.items():
+        if summary.runs and series_of(name)[0] in numbered:
+            series.setdefault(series_of(name)[0], []).append((summary.cores, 1 / summary.round))
     return {name: sorted(points) for name, points in series.items()}
-
-
-def color_of(name: str) -> str:
-    """The colour of a contestant, the same in all plots."""
-    names = list(CONTESTANTS)
-    return COLORS[names.index(name) % len(COLORS)] if name in names else "black"
 
 
 def draw(lines: Sequence[dict[str, Any]], folder: pathlib.Path) -> list[tuple[str, str]]:
@@ -204,7 +246,7 @@ def draw(lines: Sequence[dict[str, Any]], folder: pathlib.Path) -> list[tuple[st
     import matplotlib
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     pyplot.rcParams["svg.hashsalt"] = "koinon"  # the same lines make the same bytes
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,42 +258,67 @@ def draw(lines: Sequence[dict[str, Any]], folder: pathlib.Path) -> list[tuple[st
         pyplot.close(figure)
         plots.append((file, caption))
 
-    timed = {workload: rows for workload, rows in results.items() if any(row.runs for row in rows.values())}
+    def plot(axes: Any, series: dict[str, list[tuple[int, float]]], x: str, y: str) -> None:
+        for name, points in series.items():
+            width = 2.5 if name == REFERENCE else 1.2
+            axes.plot(*zip(*points, strict=True), "o-", color=COLORS.get(name, "black"), linewidth=width, label=name)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.grid(alpha=0.3)
+
+    timed = {workload: best for workload, rows in results.items() if (best := on_most_cores(rows))}
     if timed:
         figure, axes = pyplot.subplots(figsize=(8, 0.8 + 0.7 * len(timed)))
         labelled: set[str] = set()
-        for position, (_, rows) in enumerate(timed.items()):
+        for position, rows in enumerate(timed.values()):
             for name, summary in rows.items():
-                if summary.runs:
-                    label = None if name in labelled else name
-                    labelled.add(name)
-                    marker = "D" if name == REFERENCE else "o"
-                    axes.scatter(summary.round, position, color=color_of(name), marker=marker, s=50, label=label)
+                label = None if name in labelled else name
+                labelled.add(name)
+                marker = "D" if name == REFERENCE else "o"
+                color = COLORS.get(name, "black")
+                axes.scatter(summary.round, position, color=color, marker=marker, s=50, label=label)
         axes.set_xscale("log")
         axes.set_yticks(range(len(timed)), list(timed))
         axes.set_ylim(len(timed) - 0.5, -0.5)
         axes.set_xlabel("seconds a round (log)")
         axes.grid(axis="x", alpha=0.3)
-        axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
+        axes.legend(**LEGEND)
         save(figure, "rounds.svg", "Seconds of a warm round on each workload; left is better.")
-    for field, file, label, caption in (
-        ("round", "clients-time.svg", "seconds a round", "Seconds of a round of W3 as the number of clients grows."),
-        ("memory", "clients-memory.svg", "peak memory, MB", "Peak memory on W3 as the number of clients grows."),
+    for family, size, file, label in (
+        ("W3", size_of, "clients", "clients of a round"),
+        ("W1", parameters_of, "parameters", "parameters of the model"),
     ):
-        series = growth(results, field)
-        if len({clients for points in series.values() for clients, _ in points}) < 2:
-            continue
-        figure, axes = pyplot.subplots(figsize=(8, 4))
-        for name, points in series.items():
-            width = 2.5 if name == REFERENCE else 1.2
-            axes.plot(*zip(*points, strict=True), "o-", color=color_of(name), linewidth=width, label=name)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlabel("clients of a round (log)")
-        axes.set_ylabel(f"{label} (log)")
-        axes.grid(alpha=0.3)
-        axes.legend(bbox_to_anchor=(1.01, 1), loc="upper left", frameon=False)
-        save(figure, file, caption)
+        for field, kind, unit, what in (
+            ("round", "time", "seconds a round", "Seconds of a round of"),
+            ("memory", "memory", "peak memory, MB", "Peak memory on"),
+        ):
+            series = growth(results, family, size, field)
+            if series:
+                figure, axes = pyplot.subplots(figsize=(8, 4))
+                plot(axes, series, f"{label} (log)", f"{unit} (log)")
+                axes.set_xscale("log")
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_formatter("")
+                axes.legend(**LEGEND)
+                save(figure, f"{file}-{kind}.svg", f"{what} {family} as the number of {label} grows.")
+    panels = {workload: growth_in_cores(rows) for workload, rows in results.items()}
+    panels = {workload: series for workload, series in panels.items() if max(map(len, series.values()), default=0) > 1}
+    if panels:
+        figure, row = pyplot.subplots(
+            1, len(panels), figsize=(2.2 * len(panels), 3.5), squeeze=False, layout="constrained"
+        )
+        for axes, (workload, series) in zip(row[0], panels.items(), strict=True):
+            plot(axes, series, "cores", "rounds a second" if axes is row[0, 0] else "")
+            counts = sorted({cores for points in series.values() for cores, _ in points})
+            axes.set_xticks(counts, counts)
+            axes.set_xlim(0, counts[-1] * 1.1)
+            axes.set_ylim(bottom=0)
+            axes.set_title(workload)
+        shown = {line.get_label(): line for axes in row[0] for line in axes.lines}
+        figure.legend(shown.values(), shown, **LEGEND)
+        save(figure, "cores.svg", "Rounds a second as the number of cores grows.")
     return plots
 
 

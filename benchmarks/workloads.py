@@ -1,6 +1,7 @@
 """The workloads of the benchmarks: data and initial weights, as numpy alone, the same bytes for every contestant.
 
-    W1  a perceptron 64-128-10, 100 clients of very different sizes (Dirichlet(0.3) by label), batches of 20
+    W1  a perceptron 64-128-10, 100 clients of very different sizes (Dirichlet(0.3) by label), batches of 20;
+        W1-32 to W1-32768 have so many hidden units instead of 128, which makes 2,410 to 2,457,610 parameters
     W2  a convolutional network of 1.2 M parameters on 28x28 images, cohorts of 10 of 200 clients, batches of 20
     W3  logistic regression 100 -> 10, cohorts of 100 to 100,000 clients, batches of 10
     W4  a character LSTM of 256 units over 80 steps, cohorts of 10 of 60 clients, batches of 4
@@ -74,8 +75,8 @@ def _log_normal_sizes(rng: np.random.Generator, count: int, mean: float, sigma: 
     return np.clip(np.round(sizes), 1, cap).astype(np.int64)
 
 
-def w1() -> Workload:
-    """The perceptron: 100 clients, all of them in every round."""
+def w1(hidden: int = 128) -> Workload:
+    """The perceptron: 100 clients, all of them in every round, the same data whatever the number of hidden units."""
     rng = np.random.default_rng(1)
     proportions = rng.dirichlet(np.full(100, 0.3), size=10)
     per_label = np.stack([rng.multinomial(850, p) for p in proportions])
@@ -89,12 +90,13 @@ def w1() -> Workload:
     centers = rng.normal(size=(10, 64)).astype(np.float32)
     x = (centers[labels] + rng.normal(size=(len(labels), 64))).astype(np.float32)
     weights = {
-        "w1": _dense(rng, 64, 128),
-        "b1": np.zeros(128, np.float32),
-        "w2": _dense(rng, 128, 10),
+        "w1": _dense(rng, 64, hidden),
+        "b1": np.zeros(hidden, np.float32),
+        "w2": _dense(rng, hidden, 10),
         "b2": np.zeros(10, np.float32),
     }
-    return Workload("W1", "mlp", x, labels.astype(np.int32), sizes, 100, weights, 20)
+    name = "W1" if hidden == 128 else f"W1-{hidden}"
+    return Workload(name, "mlp", x, labels.astype(np.int32), sizes, 100, weights, 20, learning_rate=0.05 * 128 / hidden)
 
 
 def w2() -> Workload:
@@ -146,6 +148,7 @@ def w4() -> Workload:
 
 WORKLOADS: dict[str, Any] = {
     "W1": w1,
+    **{f"W1-{hidden}": functools.partial(w1, hidden) for hidden in (32, 512, 2048, 8192, 32768)},
     "W2": w2,
     "W3-100": lambda: w3(100),
     "W3": w3,

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -116,8 +117,9 @@ _LAZY = frozenset({"aggregators", "learning", "privacy", "program", "secure", "s
 def __getattr__(name: str) -> ModuleType:
     if name in _LAZY:
         return importlib.import_module(f"koinon.{name}")
-    raise AttributeError(f"module 'koinon' has no attribute {name!r}")
+    elsewhere = f"; there is koinon.types.{name}" if name in types.__all__ else ""
+    raise AttributeError(f"module 'koinon' has no attribute {name!r}{elsewhere}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *[name for name in globals() if name.startswith("__")]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import html.parser
 import io
 import os
@@ -341,6 +342,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(task_file: str, tmp_path: pathlib
         f"Stopped after round {done} of {rounds}; all is saved.",
         f"To continue:  koinon run {task_file} --out stopped --resume",
     ]
+    assert lines[-1].endswith((tmp_path / "stopped" / "config.toml").read_text().splitlines()[1].split(":  ")[1])
     assert "Traceback" not in output
     assert f"round_{done}" in os.listdir(tmp_path / "stopped" / "checkpoints")
 
@@ -386,9 +388,23 @@ def remove_checkpoints(out: pathlib.Path) -> None:
 MISTAKES: list[tuple[str, list[str], str]] = [
     ("an unknown task", ["run", "digit"], "Error: There is no task 'digit'; did you mean 'digits'?"),
     ("no task like it", ["run", "qqq"], "Error: There is no task 'qqq'; there is digits, cifar10"),
+    ("what a task may be", ["run", "qqq"], "or a path of a .py file, or of a .toml file with a configuration."),
     ("no file", ["run", "nothing.py"], "Error: There is no file 'nothing.py' to take a task from."),
     ("a file without a task", ["run", "empty.py"], "Error: The file 'empty.py' does not define `task`"),
-    ("a task of a wrong kind", ["run", "number.py"], "Error: The file 'number.py' defines `task` as a int"),
+    ("a task of a wrong kind", ["run", "number.py"], "Error: The file 'number.py' defines `task` as 3;"),
+    ("a task that takes no seed", ["run", "unseeded.py"], "'unseeded.py' must take a seed, and a `folder` with --data"),
+    ("a task without its folder", ["run", "needy.py"], "--data only: missing a required argument: 'folder'."),
+    (
+        "a task that returns nothing",
+        ["run", "nothing_made.py"],
+        "returns None; it must return a koinon.simulation.Task",
+    ),
+    ("an error in the task", ["run", "failing.py"], 'failing.py", line 2, in task'),
+    ("a large seed", ["run", "TASK", "--seed", "9999999999"], "Error: --seed must be at most 2147483647, and is 9999"),
+    ("resuming to fewer rounds", ["run", "TASK", "--out", "LONGER", "--resume", "--rounds", "1"], "has done 12 rounds"),
+    ("a run as a task", ["run", "RUN"], "it is the folder of a run: `koinon run"),
+    ("a configuration that is not there", ["show", "nothing.toml"], "Error: The configuration 'nothing.toml' cannot"),
+    ("a plot of no kind", ["compare", "RUN", "--out", "plot.xyz"], "Error: The plot 'plot.xyz' cannot be written"),
     ("an error in the file", ["run", "broken.py"], 'broken.py", line 2'),
     ("no rounds", ["run", "TASK", "--rounds", "0"], "Error: --rounds must be at least 1, and is 0."),
     ("negative rounds", ["run", "TASK", "--rounds", "-3"], "Error: --rounds must be at least 1, and is -3."),
@@ -435,6 +451,10 @@ def workshop(finished: Any, task_file: str, tmp_path_factory: pytest.TempPathFac
     files = {
         "empty.py": "",
         "number.py": "task = 3",
+        "unseeded.py": "def task(): pass",
+        "needy.py": "def task(seed, folder): pass",
+        "nothing_made.py": "def task(seed): pass",
+        "failing.py": "def task(seed):\n  return 1 / 0",
         "broken.py": "x = 1\ny = x / 0",
         "bad.toml": "task =",
         "more.toml": 'task = "digits"\nround = 3',
@@ -451,7 +471,14 @@ def workshop(finished: Any, task_file: str, tmp_path_factory: pytest.TempPathFac
     remove_checkpoints(bare)
     empty.mkdir()
     (empty / "config.toml").write_bytes((finished[0] / "config.toml").read_bytes())
-    return {"root": root, "TASK": task_file, "RUN": str(run), "BARE": str(bare), "EMPTY": str(empty)}
+    return {
+        "root": root,
+        "TASK": task_file,
+        "RUN": str(run),
+        "BARE": str(bare),
+        "EMPTY": str(empty),
+        "LONGER": str(finished[0]),
+    }
 
 
 @pytest.mark.parametrize(("arguments", "message"), [row[1:] for row in MISTAKES], ids=[row[0] for row in MISTAKES])
@@ -487,6 +514,7 @@ def test_two_processes_do_not_share_a_folder(finished: Any, task_file: str, tmp_
 
     assert result.exit_code == 2
     assert "Another process is running in" in result.output
+    assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["rounds"] == 1
 
 
 def test_runs_are_compared(finished: Any, task_file: str, tmp_path: pathlib.Path) -> None:
@@ -501,6 +529,23 @@ def test_runs_are_compared(finished: Any, task_file: str, tmp_path: pathlib.Path
     assert (first.split()[:2], first.split()[-2:]) == (["signs", "12"], ["0", "4"])
     assert (second.split()[:2], second.split()[-2:]) == (["other", "3"], ["5", "2"])
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_are_told_apart(
+    finished: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their paths; and what was drawn the last time, which `koinon compare *` meets, is no run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/run", "b/run", "other"):
+        shutil.copytree(finished[0], name)
+    for _ in range(2):
+        result = call("compare", "a/run", "b/run", "other", *(["compare.png"] if os.path.exists("compare.png") else []))
+        assert [line.split()[0] for line in result.output.splitlines()] == ["run", "a/run", "b/run", "other", "curves:"]
+    pathlib.Path("compare.png").unlink()
+    pathlib.Path("compare.png").mkdir()
+    result = call("compare", "other")
+    assert result.exit_code == 0
+    assert "Note: The plot 'compare.png' cannot be written" in result.output
 
 
 def test_released_metrics_are_compared_with_runs(finished: Any, tmp_path: pathlib.Path) -> None:
@@ -605,6 +650,30 @@ def test_a_task_is_shown(task_file: str) -> None:
     assert "5 clients" in result.output or "clients   5" in result.output
 
 
+def test_a_run_is_shown_as_it_was_configured(finished: Any) -> None:
+    """By its folder or its configuration; leaves of which the privacy report says the same are one row."""
+    out, _ = finished
+    changed = out.with_name("changed.toml")
+    changed.write_text((out / "config.toml").read_text().replace("batch_size = 4", "batch_size = 3"), encoding="utf-8")
+
+    assert "batch_size = 4" in call("show", out).output
+    shown = call("show", changed).output
+    assert "batch_size = 3" in shown
+    assert re.search(r"\.metrics\['client_work'\]\['train'\], 5 leaves +%\d+ = sum", shown)
+    assert re.search(r"\d+ of \d+ not protected by differential privacy\.", shown)
+
+
+def test_a_loss_that_is_not_finite_is_mentioned_once() -> None:
+    """Before the line of the first such round."""
+    output = io.StringIO()
+    progress = RunProgress(Console(file=output, width=200), "accuracy", 0, 3)
+    for number, loss in enumerate([0.5, float("nan"), float("inf")], 1):
+        progress(RoundReport(number, {"client_work": {"train": {"loss": loss}}}, None, 0.1))
+    assert [line.split(";")[0][:50] for line in output.getvalue().splitlines() if "Note" in line] == [
+        "Note: the training loss of round 2 is nan"
+    ]
+
+
 def test_the_bar_is_on_terminals_only(monkeypatch: pytest.MonkeyPatch, task_file: str, tmp_path: pathlib.Path) -> None:
     """There a line is redrawn; with NO_COLOR it has no colours."""
     monkeypatch.setenv("NO_COLOR", "1")
@@ -658,6 +727,29 @@ def test_without_matplotlib_a_run_has_no_curves_and_says_so(
     assert result.output.splitlines()[-1].startswith("final test accuracy")
     assert not (tmp_path / "a" / "curves.png").exists()
     assert "<img" not in (tmp_path / "a" / "report.html").read_text()
+
+
+@draws
+def test_a_full_disk_costs_a_finished_run_its_page_only(
+    monkeypatch: pytest.MonkeyPatch, task_file: str, tmp_path: pathlib.Path
+) -> None:
+    """Curves and report are left out, which is said; and no half of a file stays."""
+    write = pathlib.Path.write_bytes
+
+    def write_half(path: pathlib.Path, content: bytes) -> int:
+        if "curves" not in path.name and "report" not in path.name:
+            return write(path, content)
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", write_half)
+    result = call("run", task_file, "--out", tmp_path / "a", "--rounds", 1)
+
+    assert result.exit_code == 0
+    for name in ("curves.png", "report.html"):
+        assert f"Note: {str(tmp_path / 'a' / name)!r} cannot be written: [Errno 28] No space left" in result.output
+    assert result.output.splitlines()[-1].startswith("final test accuracy")
+    assert not [path for path in (tmp_path / "a").iterdir() if path.name.startswith(("curves", "report"))]
 
 
 def test_a_closed_pipe_is_no_error(task_file: str, tmp_path: pathlib.Path) -> None:

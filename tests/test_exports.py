@@ -35,10 +35,15 @@ PUBLIC = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if i
 public_modules = pytest.mark.parametrize("name", PUBLIC)
 
 
+def defined_names(tree: ast.Module) -> set[str]:
+    """The public names of the functions and classes that are written in a module."""
+    definitions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return {name for name in definitions if not name.startswith("_")}
+
+
 def offered_names(tree: ast.Module) -> set[str]:
     """The names that a module defines or, where it defines none, those that it takes from other modules of koinon."""
-    definitions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    defined = {name for name in definitions if not name.startswith("_")}
+    defined = defined_names(tree)
     taken = {
         alias.asname or alias.name
         for statement in tree.body
@@ -127,8 +132,19 @@ def test_the_extra_that_a_message_names_brings_the_package() -> None:
 
 
 def test_names_that_do_not_exist_are_no_attributes() -> None:
-    """A misspelt namespace is an AttributeError that names it, and `dir` shows what there is."""
-    with pytest.raises(AttributeError, match="'learnign'"):
+    """A misspelt namespace is an AttributeError that Python can mend, and that of a type says where types are."""
+    with pytest.raises(AttributeError, match="'learnign'") as caught:
         koinon.learnign  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    assert (caught.value.name, caught.value.obj) == ("learnign", koinon)
+    with pytest.raises(AttributeError, match=r"there is koinon\.types\.FederatedType"):
+        koinon.FederatedType  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
-    assert set(koinon.__all__) <= set(dir(koinon))
+
+@pytest.mark.parametrize(
+    "name", [name for name, path in PUBLIC.items() if not defined_names(ast.parse(path.read_text(encoding="utf-8")))]
+)
+def test_dir_of_a_facade_shows_public_names_alone(name: str) -> None:
+    """What a facade imports for its own use is not shown, and lazy packages are."""
+    module = importlib.import_module(name)
+
+    assert {entry for entry in dir(module) if not entry.startswith("_")} == set(module.__all__)

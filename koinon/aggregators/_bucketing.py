@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError, RobustOverSecureSumError
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_int
+from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_int, named
 from koinon.aggregators._rows import RobustRule, Rows, check_rows, rows_of, to_value
 from koinon.computation import (
     Sequence,
@@ -114,13 +114,13 @@ def _check_rule(rule: object) -> RobustRule:
             "Bucketing throws values of clients together that the server must see, and this aggregation shows it only "
             "what they add up to.",
             expected="a robust rule that looks at the value of each client",
-            found=type(rule).__qualname__,
+            found=named(rule),
             hint="`NormBoundedMeanFactory` and `CenteredClippingFactory` bound the influence of a client over any sum",
         )
     raise KoinonTypeError(
         "Bucketing needs a robust rule, unweighted and with nothing around it.",
         expected="such as CoordinateMedianFactory, TrimmedMeanFactory, UnweightedGeometricMedianFactory or KrumFactory",
-        found=type(rule).__qualname__,
+        found=named(rule),
         hint="wrap the bucketing, not the rule: `clipping_factory(norm, BucketingFactory(rule))`",
     )
 

@@ -20,6 +20,7 @@ from koinon.aggregators._factory import (
     check_unweighted_factory,
     factory_like,
     next_parameter,
+    prints_as_called,
 )
 from koinon.aggregators._norms import global_inf_norm, global_l1_norm, global_l2_norm
 from koinon.aggregators._sum import SumFactory
@@ -52,6 +53,7 @@ _CLIPPING = _Names("clipping_norm", "clipped_count_agg", "clipping", "clipped_co
 _ZEROING = _Names("zeroing_norm", "zeroed_count_agg", "zeroing", "zeroed_count")
 
 
+@prints_as_called
 def clipping_factory(
     clipping_norm: float | EstimationProcess,
     inner_agg_factory: AggregationFactory,
@@ -94,6 +96,7 @@ def clipping_factory(
     return _bound(clipping_norm, inner_agg_factory, clipped_count_sum_factory, global_l2_norm, _clip, _CLIPPING)
 
 
+@prints_as_called
 def zeroing_factory(
     zeroing_norm: float | EstimationProcess,
     inner_agg_factory: AggregationFactory,

@@ -92,7 +92,7 @@ def check_compressor(compressor: object, label: str = "compressor") -> None:
 def check_count(value: object, label: str, least: int) -> None:
     """Raises a ValueError unless a number is an int that is large enough."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise KoinonValueError(f"`{label}` must be an int.", expected=f"at least {least}", found=repr(value))
+        raise KoinonValueError(f"`{label}` must be an int of at least {least}.", found=repr(value))
 
 
 def pack_codes(codes: jax.Array, bits: int) -> jax.Array:

@@ -17,6 +17,7 @@ from koinon.aggregators._factory import (
     check_value_type,
     factory_like,
     next_parameter,
+    prints_as_called,
 )
 from koinon.computation import federated_computation, federated_map
 from koinon.templates._aggregation import AggregationProcess
@@ -25,6 +26,7 @@ from koinon.templates._specs import specs_of
 from koinon.types import TensorType, is_structure_of_floats, is_structure_of_integers
 
 
+@prints_as_called
 def concat_factory(inner_agg_factory: AggregationFactory) -> AggregationFactory:
     """Joins the leaves of each client's value to one vector, before an inner aggregation, and parts the result.
 

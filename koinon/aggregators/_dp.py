@@ -17,6 +17,7 @@ from koinon.aggregators._factory import (
     check_floats,
     check_int,
     check_unweighted_factory,
+    prints_as_called,
 )
 from koinon.aggregators._sum import SumFactory
 from koinon.templates._aggregation import AggregationProcess
@@ -87,6 +88,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return dp_process(self._query, self._records, value_type, self._budget)
 
     @classmethod
+    @prints_as_called
     def gaussian_fixed(
         cls,
         noise_multiplier: float,
@@ -124,6 +126,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return cls(independent_query(noise_multiplier, clients, clip, **options), budget=budget)
 
     @classmethod
+    @prints_as_called
     def gaussian_adaptive(
         cls,
         noise_multiplier: float,
@@ -169,6 +172,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return cls(independent_query(value_multiplier, clients, initial_l2_norm_clip, **options), budget=budget)
 
     @classmethod
+    @prints_as_called
     def tree_aggregation(
         cls,
         noise_multiplier: float,
@@ -211,6 +215,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return cls(query, record_aggregation_factory, budget=budget)
 
     @classmethod
+    @prints_as_called
     def tree_adaptive(
         cls,
         noise_multiplier: float,
@@ -260,6 +265,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return cls(query, record_aggregation_factory, budget=budget)
 
     @classmethod
+    @prints_as_called
     def banded_matrix_factorization(
         cls,
         noise_multiplier: float,
@@ -306,6 +312,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return cls(banded_query(noise_multiplier, clients, clip, bands, separation, seed=seed), budget=budget)
 
     @classmethod
+    @prints_as_called
     def distributed(
         cls,
         noise_multiplier: float,
@@ -353,6 +360,7 @@ class DifferentiallyPrivateFactory(UnweightedAggregationFactory):
         return cls(query, ModularSumFactory(query.modulus), budget=budget)
 
     @classmethod
+    @prints_as_called
     def local(
         cls,
         noise_multiplier: float,
@@ -414,7 +422,7 @@ def split_noise(noise_multiplier: float, clients: float, count_deviation: float 
             f"The noise on the values is {value_multiplier / noise_multiplier:.2f} times what it would be with a fixed"
             f" clip: most of the budget goes to the number of clipped clients. A larger `clipped_count_stddev` than"
             f" {deviation:g}, or more clients per round, would leave more of it.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return value_multiplier, deviation
 

@@ -237,7 +237,8 @@ class _Spending:
         multiplier = query.noise_multiplier
         if multiplier is None:
             raise KoinonValueError(
-                "Sampling amplifies the privacy of rounds that are independent and alike, which these are not.",
+                "Sampling amplifies the privacy of rounds that are independent and alike, with noise of the server, "
+                "which these are not.",
                 expected="NoSampling()",
                 found=repr(budget.sampling),
                 hint="what this aggregation promises holds for any cohorts",

@@ -203,11 +203,13 @@ def only_if(is_included: jax.Array, record: Any) -> Any:
 def check_float(value: object, label: str, *, positive: bool = False, most: float | None = None) -> None:
     """Raises an error unless an argument is a finite float in its range; an int is none, as in TFF."""
     if not isinstance(value, float):
-        raise KoinonTypeError(f"`{label}` must be a float.", found=repr(value), hint="write 1.0, not 1")
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        hint = f"write {value}.0, not {value}" if is_int else f"pass a Python float, `float({label})`"
+        raise KoinonTypeError(f"`{label}` must be a float.", found=repr(value), hint=hint)
     is_large_enough = value > 0.0 if positive else value >= 0.0
     if not is_large_enough or value == math.inf or (most is not None and value > most):
         range_ = "positive and finite" if positive else "finite and not negative"
-        limit = "" if most is None else f", and at most {most:g}"
+        limit = "" if most is None else f", and at most {most:.15g}"
         raise KoinonValueError(f"`{label}` must be {range_}{limit}.", found=value)
 
 

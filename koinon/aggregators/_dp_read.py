@@ -11,6 +11,7 @@ import numpy as np
 
 from koinon._errors import ExtractingDpEventFromInitialStateError, KoinonTypeError, KoinonValueError, PrivacyError
 from koinon.aggregators._dp_central import CentralState
+from koinon.aggregators._dp_clients import ClientNoiseState
 from koinon.aggregators._dp_process import DPAggregatorState, contradicts
 from koinon.aggregators._dp_query import GaussianEvent, GaussianPairEvent
 from koinon.privacy._accounting import ORDERS, compute_epsilon, epsilon_of_event, epsilon_offsets
@@ -57,8 +58,8 @@ def privacy_spent(state: Any, delta: float, sampling: CohortSampling | None = No
 
     Raises:
       PrivacyError: where the cohorts cannot have been drawn this way: those of Poisson sampling differ in size.
-      KoinonValueError: where delta is out of its range, or the rounds are not alike, so that sampling does not
-        amplify their privacy.
+      KoinonValueError: where delta is out of its range, or the rounds are not alike, or clients made the noise, so
+        that sampling does not amplify their privacy.
       KoinonTypeError, ExtractingDpEventFromInitialStateError, MissingDependencyError: see
         `extract_dp_event_from_state`.
 
@@ -76,11 +77,14 @@ def privacy_spent(state: Any, delta: float, sampling: CohortSampling | None = No
     if sampling is not None and contradicts(sampling, found.cohorts):
         raise _not_drawn_so(sampling, rounds, least, most)
     alike = isinstance(found.dp_event, GaussianEvent | GaussianPairEvent)
+    # Whoever sees the values with a client's own noise sees who takes part, so that sampling hides nobody.
+    is_amplified = alike and not isinstance(found.query_state, ClientNoiseState)
     if sampling is None or isinstance(sampling, NoSampling):
         return _composed_epsilon(found, event, rounds, alike, delta)
-    if not alike:
+    if not is_amplified:
         raise KoinonValueError(
-            "Sampling amplifies the privacy of rounds that are independent and alike, which these are not.",
+            "Sampling amplifies the privacy of rounds that are independent and alike, with noise of the server, which "
+            "these are not.",
             expected="NoSampling()",
             found=repr(sampling),
         )
@@ -106,7 +110,7 @@ def _not_drawn_so(sampling: CohortSampling, rounds: int, least: int, most: int) 
 
 def _composed_epsilon(state: DPAggregatorState, event: Any, rounds: int, alike: bool, delta: float) -> float:
     query_state = state.query_state
-    if hasattr(query_state, "rho"):  # the noise of each round depended on its clients
+    if isinstance(query_state, ClientNoiseState):  # the noise of each round depended on its clients
         divergences = np.array(ORDERS) * float(query_state.rho) + float(query_state.xi)
         return float(max(np.min(divergences + epsilon_offsets(delta)), 0.0))
     return epsilon_of_event(event, delta, count=rounds if alike else 1)

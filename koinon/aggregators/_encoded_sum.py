@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from koinon.aggregators._compressor import Compressor, check_compressor, check_count, leaf_bytes
-from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats, check_int
+from koinon.aggregators._factory import (
+    UnweightedAggregationFactory,
+    ValueType,
+    check_floats,
+    check_int,
+    prints_as_called,
+)
 from koinon.aggregators._norms import all_finite
 from koinon.aggregators._quantizers import UniformQuantizer
 from koinon.computation import (
@@ -129,6 +135,7 @@ class EncodedSumFactory(UnweightedAggregationFactory):
         self._seed = seed
 
     @classmethod
+    @prints_as_called
     def quantize_above_threshold(
         cls, quantization_bits: int = 8, threshold: int = 20000, seed: int = 0
     ) -> EncodedSumFactory:

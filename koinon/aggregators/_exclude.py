@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError
-from koinon.aggregators._factory import ValueType, WeightedAggregationFactory, factory_like, next_parameter
+from koinon.aggregators._factory import (
+    ValueType,
+    WeightedAggregationFactory,
+    factory_like,
+    named,
+    next_parameter,
+    prints_as_called,
+)
 from koinon.aggregators._measure import named_measurements
 from koinon.aggregators._norms import all_finite
 from koinon.computation import federated_computation, federated_map, federated_sum, federated_zip
@@ -16,13 +23,15 @@ from koinon.templates._aggregation import AggregationProcess
 from koinon.templates._measured import MeasuredProcessOutput
 
 
+@prints_as_called
 def excluding_non_finite_factory(inner_agg_factory: WeightedAggregationFactory) -> WeightedAggregationFactory:
     """Leaves out each client whose value or weight has an element that is not finite, before an inner aggregation.
 
     Type: `(<S@SERVER,{V}@CLIENTS,{W}@CLIENTS> -> <state=S@SERVER,result=V@SERVER,measurements=M@SERVER>)`
 
-    Such a client takes part with zeros and the weight 0, which a weighted aggregation is not changed by. How many
-    there were is the measurement `non_finite_clients`, beside those of the inner aggregation.
+    So is a client whose value times its weight, a scalar, is beyond float32, or the dtype of the value if it is wider.
+    Such a client takes part with zeros and the weight 0, which a weighted aggregation is not changed by. How many there
+    were is the measurement `non_finite_clients`, beside those of the inner aggregation.
 
     Args:
       inner_agg_factory: aggregates what is left, weighted.
@@ -42,7 +51,7 @@ def excluding_non_finite_factory(inner_agg_factory: WeightedAggregationFactory) 
         raise KoinonTypeError(
             "Clients are left out by the weight 0, so the inner aggregation must be weighted.",
             expected="WeightedAggregationFactory",
-            found=type(inner_agg_factory).__qualname__,
+            found=named(inner_agg_factory),
             hint="pass for example `MeanFactory()`",
         )
 
@@ -65,6 +74,17 @@ def excluding_non_finite_factory(inner_agg_factory: WeightedAggregationFactory) 
 
 
 def _exclude(value: Any, weight: Any) -> tuple[Any, Any, jax.Array]:
-    is_finite = all_finite((value, weight))
+    # A weighted value that overflows would make a mean infinite, or be left out of its sum while its weight is not.
+    weighted = [_weighted(leaf, weight) for leaf in jax.tree.leaves(value)] if _is_scalar(weight) else []
+    is_finite = all_finite((value, weight, weighted))
     kept = jax.tree.map(lambda leaf: jnp.where(is_finite, leaf, jnp.zeros_like(leaf)), (value, weight))
     return *kept, (~is_finite).astype(jnp.int32)
+
+
+def _is_scalar(weight: Any) -> bool:
+    return isinstance(weight, jax.Array) and weight.shape == ()
+
+
+def _weighted(leaf: jax.Array, weight: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(leaf.dtype, jnp.float32)
+    return leaf.astype(wide) * weight.astype(wide)

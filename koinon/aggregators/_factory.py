@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, final
 
 from koinon._errors import KoinonTypeError, RobustOverSecureSumError
 from koinon.computation import federated_computation
@@ -21,8 +22,61 @@ from koinon.types import (
 
 ValueType: TypeAlias = TensorType | StructType
 
+_P = ParamSpec("_P")
+_F = TypeVar("_F")
 
-class UnweightedAggregationFactory(abc.ABC):
+
+class _Call(NamedTuple):
+    """A call, that prints as it may have been written."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __str__(self) -> str:
+        shown = [_shown(argument) for argument in self.args]
+        shown += [f"{key}={_shown(argument)}" for key, argument in self.kwargs.items()]
+        return f"{self.name}({', '.join(shown)})"
+
+
+class _Factory(abc.ABC):
+    """What factories have in common: each prints as the call that made it, those of users too."""
+
+    _made_by: _Call
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        # Not `made._made_by = ...`, which a frozen dataclass forbids.
+        object.__setattr__(made, "_made_by", _Call(cls.__qualname__, args, kwargs))
+        return made
+
+    def __repr__(self) -> str:
+        return str(self._made_by)
+
+
+def prints_as_called(fn: Callable[_P, _F]) -> Callable[_P, _F]:
+    """A function that makes factories, which then print as the call of this function."""
+
+    @functools.wraps(fn)
+    def make(*args: _P.args, **kwargs: _P.kwargs) -> _F:
+        made = fn(*args, **kwargs)
+        # The first argument of a class method is its class, which its qualified name has.
+        given = args[1:] if args and isinstance(args[0], type) else args
+        object.__setattr__(made, "_made_by", _Call(fn.__qualname__, given, kwargs))
+        return made
+
+    return make
+
+
+def _shown(argument: object) -> str:
+    """An argument in one line: a function by its name, and what prints as a page, such as a process, by its class."""
+    if callable(argument) and hasattr(argument, "__qualname__"):
+        return argument.__qualname__
+    text = repr(argument)
+    return f"<{type(argument).__qualname__}>" if "\n" in text else text
+
+
+class UnweightedAggregationFactory(_Factory):
     """Makes aggregations of one value per client.
 
     Attributes:
@@ -44,7 +98,7 @@ class UnweightedAggregationFactory(abc.ABC):
         """
 
 
-class WeightedAggregationFactory(abc.ABC):
+class WeightedAggregationFactory(_Factory):
     """Makes aggregations of one value and one weight per client.
 
     Attributes:
@@ -69,6 +123,7 @@ class WeightedAggregationFactory(abc.ABC):
 AggregationFactory: TypeAlias = UnweightedAggregationFactory | WeightedAggregationFactory
 
 
+@prints_as_called
 def as_weighted_aggregator(unweighted_aggregator: UnweightedAggregationFactory) -> WeightedAggregationFactory:
     """A weighted factory that aggregates like `unweighted_aggregator` and ignores the weights.
 
@@ -183,14 +238,14 @@ def check_unweighted_factory(factory: object, label: str) -> None:
         raise KoinonTypeError(
             f"`{label}` must be an unweighted factory.",
             expected="UnweightedAggregationFactory",
-            found=_named(factory),
+            found=named(factory),
             hint="pass an instance, for example `SumFactory()`",
         )
     if factory.needs_each_value and label.endswith(("sum_factory", "record_aggregation_factory")):
         raise RobustOverSecureSumError(
             f"`{label}` must be a sum, and this is a rule that looks at the value of each client.",
             expected="an aggregation that adds up, such as SumFactory or SecureSumFactory",
-            found=_named(factory),
+            found=named(factory),
             hint="pass the rule as the aggregation itself, without a sum around it; or bound the influence of a client "
             "by what works with sums, `NormBoundedMeanFactory` or `CenteredClippingFactory`",
         )
@@ -202,7 +257,7 @@ def check_factory(factory: object, label: str) -> None:
         raise KoinonTypeError(
             f"`{label}` must be a factory of aggregations.",
             expected="UnweightedAggregationFactory or WeightedAggregationFactory",
-            found=_named(factory),
+            found=named(factory),
             hint="pass an instance, for example `MeanFactory()`",
         )
 
@@ -213,6 +268,9 @@ def check_int(value: object, label: str) -> None:
         raise KoinonTypeError(f"`{label}` must be an int.", found=repr(value))
 
 
-def _named(factory: object) -> str:
-    """What was passed for a factory: its class, or that it is a class itself."""
-    return f"the class {factory.__qualname__}" if isinstance(factory, type) else type(factory).__qualname__
+def named(factory: object) -> str:
+    """What was passed for a factory: the call that made it, or that it is a class itself, or what else it is."""
+    if isinstance(factory, type):
+        return f"the class {factory.__qualname__}"
+    is_factory = isinstance(factory, UnweightedAggregationFactory | WeightedAggregationFactory)
+    return repr(factory) if is_factory else f"{type(factory).__qualname__} {_shown(factory)}"

@@ -15,6 +15,7 @@ from koinon.aggregators._factory import (
     check_factory,
     factory_like,
     next_parameter,
+    prints_as_called,
 )
 from koinon.computation import federated_computation, federated_zip
 from koinon.templates._aggregation import AggregationProcess
@@ -22,6 +23,7 @@ from koinon.templates._measured import MeasuredProcessOutput
 from koinon.types import FederatedType, StructType
 
 
+@prints_as_called
 def add_measurements(
     inner_agg_factory: AggregationFactory,
     *,

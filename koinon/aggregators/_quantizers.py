@@ -183,4 +183,4 @@ def _round(position: jax.Array, key: jax.Array | None) -> jax.Array:
 
 def _check_bits(bits: object, least: int) -> None:
     if not isinstance(bits, int) or isinstance(bits, bool) or not least <= bits <= 16:
-        raise KoinonValueError("`bits` must be an int.", expected=f"{least} to 16", found=repr(bits))
+        raise KoinonValueError(f"`bits` must be an int from {least} to 16.", found=repr(bits))

@@ -96,7 +96,8 @@ def secure_quantized_sum(
 
     Returns:
       `V@SERVER`. A run fails with `SecureSumRangeError` where there are more clients than the sum can hold (which is
-      2**29 - 1 for floats), or where the lower bound is above the upper one or not finite.
+      2**29 - 1 for floats), or where bounds that are known only at run time are not finite or the lower one is above
+      the upper one: clients then send -1 in place of a count, which is what the message says.
 
     Raises:
       PlacementError: the value is not placed at the clients.

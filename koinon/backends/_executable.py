@@ -262,7 +262,9 @@ class Executable:
           threads: how many parts run at once on a device.
           window: the most examples of a client, where a client's work depends on it.
         """
-        scope: Any = server
+        # Where there are several devices, what a round gives is bound to the first; what the first round takes must be
+        # as well, else the second one would be compiled anew.
+        scope: Any = server if len(homes) == 1 else jax.device_put(server, jax.local_devices()[0])
         flags: dict[str, Any] = {}
         done: list[Any] | None = None
         # This thread takes the first part, which costs no handing over.

@@ -67,10 +67,13 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-@app.command("run")
+@app.command("run", short_help="Trains on a task, into a run folder.")
 def run_command(
     task: Annotated[
-        str, typer.Argument(help="A task (see `koinon tasks`), a FILE.py that defines `task`, or a .toml.")
+        str,
+        typer.Argument(
+            help="A task (see `koinon tasks`), a FILE.py that defines `task`, or a FILE.toml with a configuration."
+        ),
     ],
     rounds: Annotated[int | None, typer.Option(help="The number of rounds.")] = None,
     clients_per_round: Annotated[int | None, typer.Option(help="The number of clients of a round.")] = None,
@@ -111,12 +114,13 @@ def tasks_command() -> None:
         list_tasks(new_console())
 
 
-@app.command("show")
+@app.command("show", short_help="Shows a task and what a round of it is.")
 def show_command(
     task: Annotated[
         str,
         typer.Argument(
-            help="A task (see `koinon tasks`), a FILE.py that defines `task`, or a file with a serialized computation."
+            help="A task (see `koinon tasks`), a FILE.py that defines `task`, a FILE.toml with a configuration, a run "
+            "folder, or a file with a serialized computation."
         ),
     ],
 ) -> None:
@@ -128,7 +132,9 @@ def show_command(
 @app.command("compare")
 def compare_command(
     runs: Annotated[list[str], typer.Argument(help="Run folders, or CSV files of released metrics.")],
-    out: Annotated[str, typer.Option(metavar="FILE", help="Where to draw the curves.")] = "compare.png",
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Where to draw the curves; compare.png by default.")
+    ] = None,
 ) -> None:
     """Compares runs: a table, and a plot of their curves."""
     with errors_as_sentences():

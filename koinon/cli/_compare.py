@@ -12,12 +12,14 @@ import numpy as np
 from rich.console import Console
 
 from koinon.cli._config import RunConfig
-from koinon.cli._curves import new_figure
+from koinon.cli._curves import draw_line, label_rounds, new_figure
 from koinon.cli._errors import UsageError
 from koinon.cli._folder import RunFolder, read_table
 from koinon.cli._privacy import last_epsilon
 from koinon.cli._progress import duration
 from koinon.errors import MissingDependencyError
+
+_DEFAULT_IMAGE = "compare.png"
 
 
 class _Run(NamedTuple):
@@ -28,27 +30,41 @@ class _Run(NamedTuple):
     metric: str
 
 
-def compare(paths: list[str], out: str, console: Console) -> None:
-    """Prints a table of runs, and draws their curves to the file `out`.
+def compare(paths: list[str], out: str | None, console: Console) -> None:
+    """Prints a table of runs, and draws their curves.
 
     Args:
       paths: run folders; or files that a `CSVFileReleaseManager` has written, or folders of a `metrics.csv` of one.
-      out: the image file.
+      out: the image file; None for `compare.png` where the command is given.
       console: where to print.
 
     Raises:
       UsageError: if a folder has no run, or a run has no metrics yet.
     """
+    image = _DEFAULT_IMAGE if out is None else out
+    # `koinon compare *` meets what it has drawn the last time.
+    paths = [path for path in paths if os.path.abspath(path) != os.path.abspath(image)] or paths
     runs = [_read(path) for path in paths]
+    names = _names(paths)
+    runs = [run._replace(name=name) for run, name in zip(runs, names, strict=True)]
     console.print(_table(runs, console.width if console.is_terminal else None))
     try:
-        _draw(runs, out)
+        _draw(runs, image)
     except MissingDependencyError as error:
         console.print(f"Note: {error}")
-    except OSError as error:
-        raise UsageError(f"The plot {out!r} cannot be written: {error}.") from None
+    except (OSError, ValueError) as error:
+        message = f"The plot {image!r} cannot be written: {error}."
+        if out is not None:
+            raise UsageError(message) from None
+        console.print(f"Note: {message}")
     else:
-        console.print(f"curves: {out}")
+        console.print(f"curves: {image}")
+
+
+def _names(paths: list[str]) -> list[str]:
+    """What runs are called: folders by their last part where that tells them apart, and else by all of their path."""
+    last = [path if pathlib.Path(path).is_file() else pathlib.Path(path).resolve().name for path in paths]
+    return [path if last.count(name) > 1 else name for path, name in zip(paths, last, strict=True)]
 
 
 def _read(path: str) -> _Run:
@@ -64,8 +80,7 @@ def _read(path: str) -> _Run:
     if not len(metrics.get("round", ())):
         raise UsageError(f"The run in {path!r} has no metrics yet.")
     metric = "accuracy" if "test/accuracy" in metrics or "train/accuracy" in metrics else "loss"
-    name = path if pathlib.Path(path).is_file() else pathlib.Path(path).resolve().name
-    return _Run(name, config, metrics, timing, metric)
+    return _Run(path, config, metrics, timing, metric)
 
 
 def _read_released(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -123,7 +138,7 @@ def _cells(run: _Run) -> list[str]:
     seconds = run.timing.get("seconds")
     return [
         f"{run.metrics['round'][-1]:.0f}",
-        _last(_known(run, "train/loss")),
+        _last(run.metrics.get("train/loss", np.zeros(0))),
         f"{run.metric} {_last(test)}",
         *best,
         _last(_known(run, f"clients/{run.metric}_p10")),
@@ -173,12 +188,10 @@ def _draw(runs: list[_Run], out: str) -> None:
         for run in runs:
             values = run.metrics.get(template.format(fixed or run.metric))
             if values is not None:
-                known = ~np.isnan(values)
-                axes.plot(run.metrics["round"][known], values[known], label=run.name, linewidth=1.2)
+                draw_line(axes, run.metrics["round"], values, label=run.name, linewidth=1.2)
         axes.set_title(title if fixed else f"{title} {' and '.join(metrics)}")
-        axes.set_xlabel("round")
         axes.set_ylabel(" and ".join(metrics))
-        axes.grid(alpha=0.3)
+        label_rounds(axes)
         if axes.lines:
             axes.legend()
     figure.savefig(out)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from koinon.cli._folder import replace_file
 from koinon.errors import MissingDependencyError
 
 _BANDS = (("p0", "p100", "all clients", 0.15), ("p10", "p90", "80 %", 0.25), ("p25", "p75", "50 %", 0.4))
@@ -25,6 +27,19 @@ def new_figure(purpose: str, **options: Any) -> Any:
         return importlib.import_module("matplotlib.figure").Figure(layout="constrained", **options)
     except ImportError:
         raise MissingDependencyError("matplotlib", extra="plot", purpose=purpose) from None
+
+
+def label_rounds(axes: Any) -> None:
+    """Says that the axis from left to right is that of rounds, of which there are no halves."""
+    axes.set_xlabel("round")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def draw_line(axes: Any, rounds: np.ndarray, values: np.ndarray, **options: Any) -> None:
+    """Draws the values that are known; a single one as a point, since a line has two."""
+    known = ~np.isnan(values)
+    axes.plot(rounds[known], values[known], marker="o" if known.sum() == 1 else None, **options)
 
 
 def draw_curves(metrics: Mapping[str, np.ndarray], metric: str, title: str, path: str | os.PathLike[str]) -> None:
@@ -48,14 +63,15 @@ def draw_curves(metrics: Mapping[str, np.ndarray], metric: str, title: str, path
         axes.legend()
     _distribution(clients_axes, rounds, metrics, metric)
     for axes in (loss_axes, metric_axes, clients_axes):
-        axes.set_xlabel("round")
-        axes.grid(alpha=0.3)
+        label_rounds(axes)
     if metric == "accuracy":
         low = np.nanmin(np.concatenate([np.ones(1), *(_present(metrics, f"{part}/{metric}") for part in _COLORS)]))
         metric_axes.set_ylim(max(0.0, low - 0.02), 1.01)
         clients_axes.set_ylim(-0.02, 1.02)
     loss_axes.set_ylim(bottom=0)
-    figure.savefig(path, format="png")
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    replace_file(path, image.getvalue())
 
 
 def _present(metrics: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -66,8 +82,7 @@ def _lines(axes: Any, rounds: np.ndarray, metrics: Mapping[str, np.ndarray], met
     for part, label in (("train", "train, cohort of the round"), ("test", "test, at the server")):
         values = metrics.get(f"{part}/{metric}")
         if values is not None:
-            known = ~np.isnan(values)
-            axes.plot(rounds[known], values[known], label=label, color=_COLORS[part], linewidth=1.4)
+            draw_line(axes, rounds, values, label=label, color=_COLORS[part], linewidth=1.4)
     if not axes.lines:
         axes.plot([], [], label="no values")
 

@@ -7,6 +7,7 @@ import csv
 import itertools
 import os
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,25 +55,34 @@ class RunFolder:
         if taken:
             raise UsageError(f"{str(self.path)!r} has a {taken[0]!r}, which a run would write; choose another folder.")
 
-    def create(self, config: RunConfig) -> None:
-        """Makes the folder, and writes down what the run was started with.
+    def create(self) -> None:
+        """Makes the folder, where there is none.
 
         Raises:
           UsageError: if the operating system does not let us.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_config(config)
         except OSError as error:
             raise UsageError(f"The run folder {str(self.path)!r} cannot be made: {error}.") from None
 
     def write_config(self, config: RunConfig) -> None:
-        """Writes the configuration of the run, in a way that leaves the old one or the new one."""
-        command = f"koinon run {config.task} --out {self.path} --resume"
-        comment = f"What this run was started with; written by koinon.\nTo continue it:  {command}"
+        """Writes the configuration of the run, in a way that leaves the old one or the new one.
+
+        Raises:
+          UsageError: if the operating system does not let us.
+        """
+        comment = f"What this run was started with; written by koinon.\nTo continue it:  {self.resume_command(config)}"
         temporary = self.config_path.with_suffix(".tmp")
-        temporary.write_text(to_toml(seen_from(self.path, config), comment), encoding="utf-8")
-        os.replace(temporary, self.config_path)
+        try:
+            temporary.write_text(to_toml(seen_from(self.path, config), comment), encoding="utf-8")
+            os.replace(temporary, self.config_path)
+        except OSError as error:
+            raise UsageError(f"The configuration {str(self.config_path)!r} cannot be written: {error}.") from None
+
+    def resume_command(self, config: RunConfig) -> str:
+        """What continues the run, from where it was started."""
+        return f"koinon run {shlex.quote(config.task)} --out {shlex.quote(str(self.path))} --resume"
 
     def read_config(self) -> RunConfig:
         """The configuration of the run.
@@ -126,6 +136,17 @@ class RunFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file in a way that leaves the old one or the new one, and nothing else."""
+    temporary = pathlib.Path(f"{os.fspath(path)}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def new_folder(root: str | os.PathLike[str], name: str) -> RunFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import time
 from typing import Any
 
@@ -41,6 +42,7 @@ class RunProgress:
         self._times: collections.deque[float] = collections.deque(maxlen=_WINDOW)
         self._evaluation: Any = None
         self._last_line = time.monotonic()
+        self._has_warned = False
         self._bar: Progress | None = None
         if console.is_terminal:
             columns: list[ProgressColumn] = [
@@ -68,6 +70,7 @@ class RunProgress:
         self._evaluation = report.evaluation if report.evaluation is not None else self._evaluation
         number, is_first, self.has_begun = report.round_number, not self.has_begun, True
         parts = [*self._numbers(report), *self._speed(number)]
+        self._warn_of_divergence(report)
         if self._bar is not None:
             self._bar.update(self._task, completed=number, description=self._fitting(parts))
         elif (
@@ -80,8 +83,17 @@ class RunProgress:
             self._console.print(f"round {number:>{len(str(self._total))}}/{self._total}  {'  '.join(parts)}")
             self._console.file.flush()
 
+    def _warn_of_divergence(self, report: RoundReport) -> None:
+        """Says once that the loss is not finite, of which training seldom recovers."""
+        loss = _train_metrics(report).get("loss", 0.0)
+        if not self._has_warned and not math.isfinite(loss):
+            self._has_warned = True
+            self._console.print(
+                f"Note: the training loss of round {report.round_number} is {loss}; smaller learning rates may help."
+            )
+
     def _numbers(self, report: RoundReport) -> list[str]:
-        train = report.metrics.get("client_work", {}).get("train", {}) if isinstance(report.metrics, dict) else {}
+        train = _train_metrics(report)
         test = (self._evaluation or {}).get("test", {})
         parts = [f"loss {train['loss']:.4f}"] if "loss" in train else []
         if self._metric in test:
@@ -106,6 +118,10 @@ class RunProgress:
         while len(parts) > 1 and len("  ".join(parts)) > room:
             parts = parts[:-1]
         return "  ".join(parts)
+
+
+def _train_metrics(report: RoundReport) -> Any:
+    return report.metrics.get("client_work", {}).get("train", {}) if isinstance(report.metrics, dict) else {}
 
 
 def duration(seconds: float) -> str:

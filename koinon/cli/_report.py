@@ -8,6 +8,7 @@ import html
 import io
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from koinon import compiler
 from koinon.cli._config import RunConfig
 from koinon.cli._facts import cost_text, plan_text, privacy_report
-from koinon.cli._folder import RunFolder
+from koinon.cli._folder import RunFolder, replace_file
 from koinon.cli._privacy import spent_rows
 from koinon.cli._progress import duration
 from koinon.errors import MissingDependencyError
@@ -46,7 +47,7 @@ def write_report(folder: RunFolder, config: RunConfig, task: Task, process: Lear
         _result_table(metrics, timing, task.metric),
         "<h2>Settings</h2>",
         _table(_settings(config)),
-        f"<p>To run it again: <code>koinon run {_text(os.fspath(folder.config_path))}</code></p>",
+        f"<p>To run it again: <code>koinon run {_text(shlex.quote(os.fspath(folder.config_path)))}</code></p>",
         "<h2>Clients</h2>",
         _clients(task),
         "<h2>The learning process</h2>",
@@ -62,9 +63,7 @@ def write_report(folder: RunFolder, config: RunConfig, task: Task, process: Lear
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(task.name)}, seed {config.seed}'
         f"</title><style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
-    temporary = folder.report_path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, folder.report_path)
+    replace_file(folder.report_path, page.encode())
 
 
 def summary_line(metrics: Mapping[str, np.ndarray], metric: str) -> str:

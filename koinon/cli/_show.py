@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from koinon.cli._facts import cost_text, plan_text, privacy_report
-from koinon.cli._load import NAMED_TASKS, load_task
+from koinon.cli._configure import RunOptions, check, configured, given_settings
+from koinon.cli._facts import cost_text, plan_text, privacy_text
+from koinon.cli._load import NAMED_TASKS
 from koinon.cli._text import wrap_types
 from koinon.compiler import deserialize, plan
 from koinon.compiler import privacy_report as privacy_report_of
@@ -28,28 +29,36 @@ def list_tasks(console: Console) -> None:
 def show(name: str, console: Console) -> None:
     """Prints a task: data, hyperparameters, learning process, plan of a round; or a computation in a file.
 
+    Args:
+      name: the name of a task, a Python file that defines one, a TOML file with a configuration or the folder of a run,
+        or a file with a serialized computation.
+      console: where to print.
+
     Raises:
       UsageError: if there is no such task, and no such file.
       SerializationError: if the file holds no serialized computation, or a damaged one.
     """
     path = pathlib.Path(name)
-    if name not in NAMED_TASKS and path.suffix != ".py" and path.is_file():
+    if name not in NAMED_TASKS and (path / "config.toml").is_file():
+        path, name = path / "config.toml", str(path / "config.toml")
+    if name not in NAMED_TASKS and path.suffix not in (".py", ".toml") and path.is_file():
         show_computation(deserialize(path.read_bytes()), console)
         return
-    task = load_task(name, 0)
+    config, task = configured(given_settings(RunOptions(name)))
+    check(config, task)
     width = console.width if console.is_terminal else _WIDTH
-    process = task.process(seed=0)
+    process = task.process(seed=config.seed, **config.hyperparameters)
     console.print(f"{task.name}: {task.description}" if task.description else task.name)
     describe = getattr(task.train, "describe", None)
     if describe is not None:
         console.print(f"\nclients to train with\n{_indented(repr(describe()))}")
-    console.print(f"\n{task.rounds} rounds of {task.clients_per_round} clients")
-    for parameter, value in task.hyperparameters.items():
+    console.print(f"\n{config.rounds} rounds of {config.clients_per_round} clients")
+    for parameter, value in config.hyperparameters.items():
         console.print(f"  {parameter} = {value}")
     console.print(f"\nlearning process\n{wrap_types(_indented(repr(process)), width)}")
     console.print(f"\nplan of a round\n{wrap_types(_indented(plan_text(process)), width)}")
-    console.print(f"\n{privacy_report(process)}")
-    console.print(f"\n{cost_text(process, task, task.clients_per_round)}")
+    console.print(f"\n{privacy_text(process)}")
+    console.print(f"\n{cost_text(process, task, config.clients_per_round)}")
 
 
 def show_computation(computation: Computation, console: Console) -> None:

@@ -20,6 +20,7 @@ from koinon.compiler._flows import (
 from koinon.compiler._folds import Kept, LeafFold, leaf_folds
 from koinon.compiler._paths import Leaf, leaves_of
 from koinon.compiler._plan import Plan, plan
+from koinon.compiler._show import header
 from koinon.compiler._steps import AGGREGATIONS, PlanValue, Step, structure_leaves
 from koinon.computation import INTRINSICS, Computation, Route
 from koinon.computation import _ir as ir
@@ -91,7 +92,7 @@ class Dependencies:
             for leaf, flows in self.result
             if not leaf.is_offset
         ]
-        return "\n".join([f"{self.plan.name}: {self.plan.type}", *lines])
+        return "\n".join([header(self.plan.name, self.plan.type), *lines])
 
 
 def dependencies(computation: Computation | Plan) -> Dependencies:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from koinon._errors import NotCompilableError
-from koinon.compiler._show import format_plan, mermaid
+from koinon.compiler._show import TYPE_WIDTH, format_plan, mermaid
 from koinon.compiler._steps import AGGREGATIONS, Phase, PlanValue, Step, plan_values, structure_leaves
 from koinon.computation import INTRINSICS, Computation
 from koinon.computation import _ir as ir
@@ -41,7 +41,16 @@ class Plan:
     result: Any
 
     def __str__(self) -> str:
-        return format_plan(self.name, self.type, self.parameter, self.phases, self.result)
+        return self.formatted_representation()
+
+    def formatted_representation(self, width: int | None = TYPE_WIDTH) -> str:
+        """The plan as a page: for each phase what happens where, one line for each value.
+
+        Args:
+          width: at most about so many characters for the type of a value: structures that do not fit print as `<...>`.
+            None for whole types.
+        """
+        return format_plan(self.name, self.type, self.parameter, self.phases, self.result, width)
 
     def mermaid(self) -> str:
         """The plan as a Mermaid flowchart, the server and the clients side by side."""

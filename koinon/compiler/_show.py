@@ -14,7 +14,9 @@ from koinon.computation._print import compact
 from koinon.types import FunctionType, StructType, Type
 
 _ROUTES = {Route.PLAIN: "plain", Route.SECURE: "secure", Route.REVEALING: "revealing", Route.NONE: ""}
-_MAX_TYPE = 72
+# What a line of a page has for the type of a value, and the first line for that of the computation.
+TYPE_WIDTH = 72
+_HEADER_WIDTH = 120
 
 
 class Names:
@@ -64,12 +66,19 @@ def function_name(node: ir.Lambda) -> str:
     return " then ".join(programs) if programs else compact(node)
 
 
-def format_plan(name: str, type_: FunctionType, parameter: Any, phases: tuple[Phase, ...], result: Any) -> str:
+def header(name: str, type_: Type, width: int | None = _HEADER_WIDTH) -> str:
+    """The first line of a page about a computation."""
+    return f"{name}: {type_.compact_representation(width)}"
+
+
+def format_plan(
+    name: str, type_: FunctionType, parameter: Any, phases: tuple[Phase, ...], result: Any, width: int | None
+) -> str:
     """The page of a plan: its type, and for each phase what happens where, one line for each value."""
     names = Names(type_, parameter)
-    lines = [f"{name}: {type_}"]
+    lines = [header(name, type_, None if width is None else max(width, _HEADER_WIDTH))]
     for number, phase in enumerate(phases):
-        body = list(phase_lines(phase, names))
+        body = list(phase_lines(phase, names, width))
         if body:
             lines += ["", f"phase {number}", *body]
     return "\n".join([*lines, "", f"result {names.of(result)}"])
@@ -79,14 +88,14 @@ def step_texts(type_: FunctionType, parameter: Any, phases: tuple[Phase, ...]) -
     """What the page of a plan says about each step, without types: `%3 = sum(%2)`."""
     names = Names(type_, parameter)
     for phase in phases:
-        for _ in phase_lines(phase, names):
+        for _ in phase_lines(phase, names, None):
             pass
     steps = [step for phase in phases for step in (*phase.server, *phase.clients, *phase.aggregations)]
     return {step: f"{names.of(step.output)} = {operation_text(step, names)}" for step in steps}
 
 
-def phase_lines(phase: Phase, names: Names) -> Iterator[str]:
-    """The page of one phase."""
+def phase_lines(phase: Phase, names: Names, width: int | None) -> Iterator[str]:
+    """The page of one phase, with at most so many characters for a type."""
     broadcasts = [step for step in phase.clients if step.operator == "federated_broadcast"]
     work = [step for step in phase.clients if step.operator != "federated_broadcast"]
     for title, steps in (
@@ -98,16 +107,21 @@ def phase_lines(phase: Phase, names: Names) -> Iterator[str]:
         if steps:
             yield f"  {title}"
         for step in steps:
-            yield f"    {_step_text(step, names)}"
+            yield f"    {_step_text(step, names, width)}"
 
 
-def _step_text(step: Step, names: Names) -> str:
+def _step_text(step: Step, names: Names, width: int | None) -> str:
     # The operands are named before the output, so that numbers rise down the page.
     operation = operation_text(step, names)
     route = _ROUTES[INTRINSICS[step.operator].route] if step.operator in INTRINSICS else ""
-    types = ",".join(str(value.type) for value in plan_values(step.output))
-    types = types if len(types) <= _MAX_TYPE else types[: _MAX_TYPE - 3] + "..."
-    return f"{names.of(step.output)}: {types} = {operation}" + (f"  [{route}]" if route else "")
+    type_ = _type_of(step.output).compact_representation(width)
+    return f"{names.of(step.output)}: {type_} = {operation}" + (f"  [{route}]" if route else "")
+
+
+def _type_of(output: Any) -> Type:
+    if isinstance(output, PlanValue):
+        return output.type
+    return StructType([_type_of(part) for part in output])
 
 
 def operation_text(step: Step, names: Names) -> str:

@@ -6,9 +6,11 @@ import contextlib
 import contextvars
 import itertools
 import sys
+import traceback
 from collections.abc import Iterator
+from types import FrameType
 
-from koinon._errors import ContextError
+from koinon._errors import ContextError, KoinonError, TracingError
 from koinon.computation import _ir as ir
 
 # Frames of these packages are not where a user wrote anything.
@@ -42,13 +44,39 @@ _builder: contextvars.ContextVar[Builder | None] = contextvars.ContextVar("koino
 
 @contextlib.contextmanager
 def building() -> Iterator[Builder]:
-    """Traces into a new builder within a `with` block."""
+    """Traces into a new builder within a `with` block.
+
+    Raises:
+      TracingError: in the place of an error of JAX about a traced value among its operands.
+    """
     builder = Builder(_builder.get())
     token = _builder.set(builder)
     try:
         yield builder
+    except TypeError as error:
+        refusal = _refusal_behind(error)
+        if refusal is None:
+            raise
+        raise refusal.with_traceback(error.__traceback__) from None
     finally:
         _builder.reset(token)
+
+
+def _refusal_behind(error: TypeError) -> TracingError | None:
+    """What a traced value, or this package for it, says where JAX says that an operand is none of its own."""
+    if isinstance(error, KoinonError) or f"<class '{__package__}._value.Value'>" not in str(error):
+        return None
+    context: BaseException | None = error
+    while context is not None:
+        if isinstance(context, TracingError):
+            return context
+        context = context.__cause__ or context.__context__
+    locations = [_location(frame) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return TracingError(
+        "A traced value cannot be an operand of a function of JAX or numpy.",
+        made_in=next((location for location in reversed(locations) if location is not None), None),
+        hint="apply a function where it is: ko.federated_map(fn, value)",
+    )
 
 
 @contextlib.contextmanager
@@ -87,7 +115,15 @@ def user_location() -> str | None:
     """The file and line of the nearest caller outside this package."""
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").split(".")[0] not in _NOT_OF_USERS:
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        location = _location(frame)
+        if location is not None:
+            return location
         frame = frame.f_back
     return None
+
+
+def _location(frame: FrameType) -> str | None:
+    """The file and line that a frame is at; None where no user wrote it."""
+    if frame.f_globals.get("__name__", "").split(".")[0] in _NOT_OF_USERS:
+        return None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import CardinalityError, KoinonTypeError, UnknownClientError
-from koinon._jax import Device
+from koinon._jax import Device, aligned_empty
 from koinon.computation._flat import leaf_types
 from koinon.types import TensorType, Type, structure_from_tensor_type_tree
 
 _COMMON_ROOM = 512
 _COMMON_BYTES = 2**23
-_ALIGNMENT = 64
 
 
 class PackedSequences:
@@ -175,14 +174,6 @@ def common_room(row_bytes: Sequence[int]) -> int:
       row_bytes: the size of a row of each buffer.
     """
     return _COMMON_ROOM if max(row_bytes, default=0) * _COMMON_ROOM <= _COMMON_BYTES else 0
-
-
-def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array, not yet filled, that lies in memory as a CPU device wants it, so that the device need not copy it."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 class Cohort:

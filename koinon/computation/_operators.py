@@ -13,7 +13,13 @@ import numpy as np
 from koinon._errors import KoinonError, OperandError, PlacementError
 from koinon.computation import _ir as ir
 from koinon.computation._builder import current_builder, user_location
-from koinon.computation._computation import Computation, PolymorphicComputation, with_plain_parameters, wrap
+from koinon.computation._computation import (
+    Computation,
+    PolymorphicComputation,
+    parameter_names,
+    with_plain_parameters,
+    wrap,
+)
 from koinon.computation._intrinsics import INTRINSICS
 from koinon.computation._local import trace_local
 from koinon.computation._value import Value, to_value, zip_expression
@@ -81,6 +87,7 @@ def _as_function(fn: Any, argument_type: Type | None, what: str) -> ir.Expressio
     made = fn if isinstance(fn, PolymorphicComputation) else wrap(with_plain_parameters(fn), (), trace_local)
     if isinstance(made, Computation):
         return made.expression
+    names = parameter_names(made)
     if argument_type is None:
         raise OperandError(
             f"The {what} must take no parameter.",
@@ -88,7 +95,29 @@ def _as_function(fn: Any, argument_type: Type | None, what: str) -> ir.Expressio
             found=repr(fn),
             made_in=user_location(),
         )
+    if len(names) > 1 and not (isinstance(argument_type, StructType) and len(argument_type) == len(names)):
+        raise OperandError(
+            f"The {what} has {len(names)} parameters, and what it is applied to has not as many fields.",
+            expected=f"a struct with a field for each of ({', '.join(names)})",
+            found=argument_type,
+            made_in=user_location(),
+            hint="give several values as one tuple, such as ko.federated_map(fn, (first, second))",
+        )
     return made.fn_for_argument_type(argument_type).expression
+
+
+def _check_order(fn: Any, value: Any, operator: str) -> None:
+    """Checks that a function was not given in the place of the value that it is to be applied to."""
+    if isinstance(value, Value) or not callable(value) or not isinstance(fn, Value):
+        return
+    if not isinstance(fn.type_signature, FunctionType):
+        raise OperandError(
+            f"`{operator}` takes the function first, and then the value.",
+            expected="a function and a value",
+            found=f"{fn!r} and a function",
+            made_in=user_location(),
+            hint=f"exchange them: ko.{operator}(fn, value)",
+        )
 
 
 def _member(expression: ir.Expression, what: str) -> Type:
@@ -125,6 +154,7 @@ def federated_map(fn: Any, value: Any) -> Value:
       TypeNotAssignableError: where the function does not take the value.
       OperandError: where `fn` is no function, or takes no parameter.
     """
+    _check_order(fn, value, "federated_map")
     placed = _placed(value, "federated_map")
     member = _member(placed, "value to be mapped")
     return _apply("federated_map", _as_function(fn, member, "mapping function"), placed)
@@ -351,6 +381,7 @@ def _select(name: str, client_keys: Any, max_key: Any, server_val: Any, select_f
 def sequence_map(fn: Any, sequence: Any) -> Value:
     """Applies a function to every element of a sequence, placed or not."""
     current_builder("sequence_map")
+    _check_order(fn, sequence, "sequence_map")
     expression = to_value(sequence).expression
     return _apply("sequence_map", _as_function(fn, _element(expression), "mapping function"), expression)
 
@@ -376,5 +407,11 @@ def _element(expression: ir.Expression) -> Type:
     type_ = expression.type
     member = type_.member if isinstance(type_, FederatedType) else type_
     if not isinstance(member, SequenceType):
-        raise OperandError("The operand must be a sequence.", found=type_, made_in=user_location())
+        raise OperandError(
+            "The operand must be a sequence.",
+            expected="a sequence, placed or not, such as {float32*}@CLIENTS",
+            found=type_,
+            made_in=user_location(),
+            hint="apply a function to a value that is none with ko.federated_map",
+        )
     return member.element

@@ -17,6 +17,8 @@ from koinon.computation._ir import (
 )
 from koinon.types import StructType
 
+_TYPE_WIDTH = 72
+
 
 def compact(node: Expression) -> str:
     """The expression on one line."""
@@ -52,13 +54,16 @@ def selector(node: Selection) -> str:
 
 
 def formatted(node: Expression, indent: int = 0) -> str:
-    """The expression with one binding on each line, with its type."""
+    """The expression with one binding on each line, with its type, of which what is too long is left out."""
     pad = "  " * indent
     match node:
         case Lambda():
             return f"({node.parameter_name or ''} -> {formatted(node.body, indent)})"
         case Block():
-            lines = [f"{pad}  {name}: {value.type} = {formatted(value, indent + 2)}" for name, value in node.locals]
+            lines = [
+                f"{pad}  {name}: {value.type.compact_representation(_TYPE_WIDTH)} = {formatted(value, indent + 2)}"
+                for name, value in node.locals
+            ]
             return "(let\n" + "\n".join(lines) + f"\n{pad} in {formatted(node.result, indent)})"
         case _:
             return compact(node)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from koinon._errors import OperandError, PlacementError
+from koinon._errors import OperandError, PlacementError, TypeNotAssignableError
 from koinon.types import (
     CLIENTS,
     SERVER,
@@ -32,6 +32,9 @@ from koinon.types import (
     to_type,
 )
 
+# A longer type would hide the sentence that it stands in.
+_TYPE_WIDTH = 100
+
 # --- checks that the rules share -------------------------------------------------------------------------------------
 
 
@@ -47,7 +50,9 @@ def _placed(type_: Type, what: str, placement: PlacementLiteral | None) -> Feder
             f"The {what} must be a placed value.",
             expected=f"a value placed at {placement or 'CLIENTS or SERVER'}",
             found=type_,
-            hint="place a constant with ko.federated_value, or zip a struct with ko.federated_zip",
+            hint=f"place a constant with ko.federated_value(value, ko.{placement or 'CLIENTS'})"
+            if isinstance(type_, TensorType)
+            else "zip a struct of placed values with ko.federated_zip",
         )
     if placement is not None and type_.placement is not placement:
         raise PlacementError(
@@ -79,8 +84,16 @@ def _with_parameter(function: FunctionType, what: str) -> Type:
     return function.parameter
 
 
-def _accepts(target: Type, source: Type, what: str) -> None:
-    target.check_assignable_from(source, what=what)
+def _accepts(target: Type, source: Type, what: str, hint: str | None = None) -> None:
+    try:
+        target.check_assignable_from(source, what=what)
+    except TypeNotAssignableError as error:
+        raise TypeNotAssignableError(
+            error.what, expected=error.expected, found=error.found, differs=error.differs, hint=hint
+        ) from None
+
+
+_LIKE_ZERO = "give the zero the dtypes, shapes and structure of what the operator returns: 0.0 is a float32, 0 an int32"
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -100,11 +113,21 @@ def map_(type_: Type) -> Type:
     function = _function(function_type, "mapping function")
     parameter = _with_parameter(function, "mapping function")
     value = _placed(value_type, "value to be mapped", None)
+    if contains_federated_types(parameter):
+        raise OperandError(
+            "The mapping function takes a placed value, and so cannot be applied to what is inside of one.",
+            expected=f"a function of {value.member}",
+            found=function,
+            hint="call it with the value: fn(value)",
+        )
     if not parameter.is_assignable_from(value.member):
+        of_elements = isinstance(value.member, SequenceType) and parameter.is_assignable_from(value.member.element)
         _accepts(
             parameter,
             value.member,
-            f"The mapping function expects a parameter of type {parameter}, the value to be mapped is of type {value}.",
+            f"The mapping function expects a parameter of type {parameter.compact_representation(_TYPE_WIDTH)}, "
+            f"the value to be mapped is of type {value.compact_representation(_TYPE_WIDTH)}.",
+            "apply a function to each element with ko.sequence_map" if of_elements else None,
         )
     return FederatedType(function.result, value.placement, False if value.placement is CLIENTS else value.all_equal)
 
@@ -165,7 +188,12 @@ def aggregate(type_: Type) -> Type:
         StructType([accumulator, value.member]),
         "The operator `accumulate` must take an accumulator and a value of a client.",
     )
-    _accepts(accumulator, accumulate.result, "The operator `accumulate` must return an accumulator that it takes.")
+    _accepts(
+        accumulator,
+        accumulate.result,
+        "The operator `accumulate` must return an accumulator that it takes.",
+        _LIKE_ZERO,
+    )
     _accepts(parameters[1], StructType([accumulator, accumulator]), "The operator `merge` must take two accumulators.")
     _accepts(accumulator, merge.result, "The operator `merge` must return an accumulator.")
     _accepts(parameters[2], accumulator, "The operator `report` must take an accumulator.")
@@ -195,7 +223,12 @@ def value(type_: Type, placement: PlacementLiteral) -> Type:
 
 def _check_unplaced(type_: Type, what: str) -> None:
     if contains_federated_types(type_):
-        raise PlacementError(f"The {what} must not be placed already.", expected="an unplaced value", found=type_)
+        raise PlacementError(
+            f"The {what} must not be placed already.",
+            expected="an unplaced value",
+            found=type_,
+            hint="use a value that is placed already as it is",
+        )
 
 
 def zip_(type_: Type) -> Type:
@@ -329,7 +362,7 @@ def sequence_reduce(type_: Type) -> Type:
     _accepts(
         parameter, StructType([accumulator, sequence.element]), "The operator must take an accumulator and an element."
     )
-    _accepts(accumulator, op.result, "The operator must return an accumulator of the type of the zero.")
+    _accepts(accumulator, op.result, "The operator must return an accumulator of the type of the zero.", _LIKE_ZERO)
     return place(op.result)
 
 

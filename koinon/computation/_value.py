@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
@@ -26,11 +27,16 @@ from koinon.types import (
     FederatedType,
     FunctionType,
     PlacementLiteral,
+    SequenceType,
     StructType,
     Type,
     from_container,
     infer_type,
 )
+
+# A longer type would hide the sentence that it stands in.
+_TYPE_WIDTH = 100
+_FIELDS_SHOWN = 16
 
 
 class Value:
@@ -60,15 +66,14 @@ class Value:
     def __repr__(self) -> str:
         return f"Value({self.type_signature})"
 
+    def __dir__(self) -> list[str]:
+        member = _member(self.type_signature)
+        return [*super().__dir__(), *(member.fields() if isinstance(member, StructType) else [])]
+
     def _struct(self, operation: str) -> StructType:
-        type_ = self.type_signature
-        member = type_.member if isinstance(type_, FederatedType) else type_
+        member = _member(self.type_signature)
         if not isinstance(member, StructType):
-            raise TracingError(
-                f"A traced value of type {type_} has no fields to {operation}.",
-                made_in=user_location(),
-                hint="apply a jax_computation to it with federated_map",
-            )
+            self._refuse(f"has no fields to {operation}")
         return member
 
     def _select(self, index: int) -> Value:
@@ -86,15 +91,17 @@ class Value:
     def __getattr__(self, name: str) -> Value:
         if name.startswith("__"):
             raise AttributeError(name)
-        type_ = self.type_signature
-        member = type_.member if isinstance(type_, FederatedType) else type_
+        member = _member(self.type_signature)
         names = member.fields() if isinstance(member, StructType) else []
         if name not in names:
+            alike = difflib.get_close_matches(name, names, 1)
+            more = f", and {len(names) - _FIELDS_SHOWN} more" if len(names) > _FIELDS_SHOWN else ""
             raise FieldNotFoundError(
-                f"A traced value of type {type_} has no field {name!r}.",
-                expected=f"one of {', '.join(names)}" if names else "a struct with named fields",
+                f"{self._what()} has no field {name!r}.",
+                expected=f"one of {', '.join(names[:_FIELDS_SHOWN])}{more}" if names else "a struct with named fields",
                 found=repr(name),
                 made_in=user_location(),
+                hint=f"the field {alike[0]!r}" if alike else None if names else self._way_out(),
             )
         return self._select(names.index(name))
 
@@ -116,7 +123,7 @@ class Value:
             )
         if not 0 <= key < len(struct):
             raise FieldIndexError(
-                f"A traced value of type {self.type_signature} has {len(struct)} fields.",
+                f"{self._what()} has {len(struct)} fields.",
                 expected=f"an index from 0 to {len(struct) - 1}" if len(struct) else "no index",
                 found=repr(key),
                 made_in=user_location(),
@@ -133,7 +140,7 @@ class Value:
         type_ = self.type_signature
         if not isinstance(type_, FunctionType):
             raise NotCallableError(
-                f"A traced value of type {type_} is no function and cannot be called.",
+                f"{self._what()} is no function and cannot be called.",
                 made_in=user_location(),
                 hint="apply a computation to it instead: computation(value)",
             )
@@ -141,13 +148,39 @@ class Value:
         return call(self._expression, argument)
 
     def __bool__(self) -> bool:
-        self._refuse("has no truth value, since it is known only when the computation runs")
+        self._refuse(
+            "has no truth value, since it is known only when the computation runs",
+            hint="choose with jnp.where or jax.lax.cond, in a function that ko.federated_map applies",
+        )
 
     def __eq__(self, other: object) -> Any:
         self._refuse("cannot be compared")
 
     def __ne__(self, other: object) -> Any:
         self._refuse("cannot be compared")
+
+    def __contains__(self, item: object) -> bool:
+        self._refuse("cannot be searched")
+
+    def __format__(self, format_spec: str) -> str:
+        try:
+            return format(repr(self), format_spec)
+        except ValueError:
+            self._refuse(f"cannot be formatted as {format_spec!r}, since it is known only when the computation runs")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in self.__slots__:
+            self._refuse_change()
+        object.__setattr__(self, name, value)
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self._refuse_change()
+
+    def __delitem__(self, key: object) -> None:
+        self._refuse_change()
+
+    def _refuse_change(self) -> NoReturn:
+        self._refuse("cannot be changed", hint="return a new struct of its fields, such as {'a': value.a, 'b': other}")
 
     @property
     def __jax_array__(self) -> Any:
@@ -157,23 +190,50 @@ class Value:
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse("cannot be an operand of a function of JAX or numpy")
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise TracingError(
-            f"A traced value of type {self.type_signature} {what}.",
-            made_in=user_location(),
-            hint="write the arithmetic in a @ko.jax_computation and apply it with ko.federated_map",
-        )
+    def _refuse(self, what: str, hint: str | None = None) -> NoReturn:
+        raise TracingError(f"{self._what()} {what}.", made_in=user_location(), hint=hint or self._way_out())
+
+    def _what(self) -> str:
+        return f"A traced value of type {self.type_signature.compact_representation(_TYPE_WIDTH)}"
+
+    def _way_out(self) -> str:
+        """What to do instead of computing with the value."""
+        type_ = self.type_signature
+        if not isinstance(type_, FederatedType):
+            return "apply a @ko.jax_computation to it: computation(value)"
+        if self._traced_function is not traced_function():
+            # A function of JAX is being traced, which has captured the value.
+            here = "value" if type_.placement is CLIENTS else "ko.federated_broadcast(value)"
+            return f"give it to the function as an argument: ko.federated_map(fn, (..., {here}))"
+        fold = ", ko.sequence_reduce(value, zero, op)" if isinstance(type_.member, SequenceType) else ""
+        aggregate = ", or aggregate it: ko.federated_mean(value)" if type_.placement is CLIENTS and not fold else ""
+        return f"apply a function where it is: ko.federated_map(fn, value){fold}{aggregate}"
 
 
-def _refuse_arithmetic(self: Value, *_: Any) -> Any:
-    self._refuse("has no arithmetic")
+def _member(type_: Type) -> Type:
+    return type_.member if isinstance(type_, FederatedType) else type_
 
 
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"):
-    setattr(Value, f"__{_name}__", _refuse_arithmetic)
-    setattr(Value, f"__r{_name}__", _refuse_arithmetic)
-for _name in ("lt", "le", "gt", "ge", "neg", "pos", "abs", "float", "int", "index"):
-    setattr(Value, f"__{_name}__", _refuse_arithmetic)
+def _refuser(what: str) -> Callable[..., Any]:
+    def refuse(self: Value, *_: Any) -> Any:
+        self._refuse(what)
+
+    return refuse
+
+
+_BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "matmul")
+_BITS = ("lshift", "rshift", "and", "or", "xor")
+_OPERATORS = {
+    "has no arithmetic": (
+        *(*_BINARY, *_BITS, *[f"r{_name}" for _name in _BINARY + _BITS]),
+        *("neg", "pos", "abs", "invert", "round", "trunc", "floor", "ceil"),
+    ),
+    "is no number of Python, since it is known only when the computation runs": ("int", "float", "complex", "index"),
+    "cannot be compared": ("lt", "le", "gt", "ge"),
+}
+for _what, _names in _OPERATORS.items():
+    for _name in _names:
+        setattr(Value, f"__{_name}__", _refuser(_what))
 
 
 def map_call(function: ir.Expression, argument: ir.Expression) -> ir.Call:
@@ -277,7 +337,7 @@ def coerce(expression: ir.Expression, target: Type) -> ir.Expression:
             found=expression.type,
             differs=error.differs,
             made_in=user_location(),
-            hint=_zip_hint(expression.type, target),
+            hint=_call_hint(expression.type, target),
         ) from None
     return expression
 
@@ -300,9 +360,11 @@ def _coerced(expression: ir.Expression, target: Type) -> ir.Expression | None:
     return None
 
 
-def _zip_hint(found: Type, target: Type) -> str | None:
+def _call_hint(found: Type, target: Type) -> str | None:
     if isinstance(target, FederatedType) and isinstance(found, StructType):
         return f"a struct stands for a placed struct where all its values are at {target.placement}"
+    if isinstance(found, FederatedType) and target.is_assignable_from(found.member):
+        return "apply the computation where the value is: ko.federated_map(computation, value)"
     return None
 
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from koinon.aggregators import UnweightedAggregationFactory, WeightedAggregationFactory, add_measurements
+from koinon.aggregators._factory import prints_as_called
 from koinon.computation import federated_map, federated_mean
 
 
+@prints_as_called
 def add_debug_measurements(
     aggregation_factory: UnweightedAggregationFactory | WeightedAggregationFactory,
 ) -> UnweightedAggregationFactory | WeightedAggregationFactory:

@@ -17,7 +17,7 @@ from koinon.aggregators import (
 )
 from koinon.aggregators._compressor import check_compressor
 from koinon.aggregators._encoded_sum import LeafCodec
-from koinon.aggregators._factory import ValueType, check_floats
+from koinon.aggregators._factory import ValueType, check_floats, prints_as_called
 from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     federated_aggregate,
@@ -81,6 +81,7 @@ class ErrorFeedbackFactory(WeightedAggregationFactory):
         return excluding_non_finite_factory(mean).create(value_type, weight_type)
 
 
+@prints_as_called
 def error_feedback_aggregator(compressor: Compressor, *, threshold: int = 0, seed: int = 0) -> ErrorFeedbackFactory:
     """The weighted mean of compressed updates, where each client makes up for what it could not send.
 

@@ -15,6 +15,7 @@ from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.learning import _metric
 from koinon.learning._losses import masked_mean
 from koinon.learning._metric import BatchOutput, Metric
+from koinon.learning._model_checks import blaming, check_loss_and_metrics, example_type
 from koinon.learning._non_trainable import resolve_rules
 from koinon.learning._weights import ModelWeights
 from koinon.types import (
@@ -23,10 +24,13 @@ from koinon.types import (
     Type,
     from_container,
     infer_type,
-    is_structure_of_tensors,
     to_container,
-    to_type,
 )
+
+_ABOUT_EXAMPLES = "the type of an example has no batch dimension, and the rest of it is what the model takes"
+_MODEL = "a model of a batch of examples"
+_LOSS = "loss(predictions, y), the losses of single examples"
+_ABOUT_LOSSES = "a loss that takes them in the other order is wrapped: lambda predictions, y: loss(y, predictions)"
 
 
 class ModelOutput(NamedTuple):
@@ -90,6 +94,7 @@ class FunctionalModel:
     Raises:
       KoinonTypeError: the parts do not fit: no `x` and `y`, a loss of another shape than `[batch]`, weights that are no
         arrays, a metric whose state changes its type, a rule for non-trainable weights that cannot follow it.
+      KoinonValueError: the model, the loss or a metric cannot be computed for a batch of examples.
     """
 
     def __init__(
@@ -103,8 +108,9 @@ class FunctionalModel:
         split_example: Callable[[Any], tuple[Any, Any]] | None = None,
         non_trainable_rules: Any = None,
     ) -> None:
+        check_loss_and_metrics(loss_fn, metrics_fns)
         self.initial_weights = _as_weights(initial_weights)
-        self.input_spec = to_type(input_spec)
+        self.input_spec = example_type(input_spec)
         self.metrics: dict[str, Metric] = {
             "loss": _metric.loss(),
             **(metrics_fns or {}),
@@ -113,11 +119,7 @@ class FunctionalModel:
         }
         self._predict = _call_with_supported(predict_on_batch_fn)
         self._loss = loss_fn
-        self.split_example = split_example or _split_by_name
-        if not is_structure_of_tensors(self.input_spec):
-            raise KoinonTypeError(
-                "The type of an example is a tensor or a structure of tensors.", found=self.input_spec
-            )
+        self.split_example = split_example or _split_by_name(self.input_spec)
         self.uses_key, is_changed = _check_and_see_what_is_used(self)
         self.non_trainable_rules = resolve_rules(self.initial_weights.non_trainable, non_trainable_rules, is_changed)
 
@@ -269,7 +271,7 @@ def batch_shapes(input_spec: Type, batch_size: int) -> Any:
 def example_inputs(input_spec: Type, split_example: Callable[[Any], tuple[Any, Any]] | None) -> Any:
     """A batch of one input of zeros, from which modules initialize themselves."""
     examples = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), batch_shapes(input_spec, 1))
-    return (split_example or _split_by_name)(examples)[0]
+    return (split_example or _split_by_name(input_spec))(examples)[0]
 
 
 def accepts_keyword(fn: Callable[..., Any], name: str) -> bool:
@@ -312,19 +314,24 @@ def _as_weights(weights: Any) -> ModelWeights:
     return ModelWeights(*jax.tree.map(jnp.asarray, tuple(weights)))
 
 
-def _split_by_name(examples: Any) -> tuple[Any, Any]:
-    if isinstance(examples, Mapping) and "x" in examples and "y" in examples:
-        return examples["x"], examples["y"]
-    if isinstance(examples, (tuple, list)):
-        if {"x", "y"} <= set(getattr(examples, "_fields", ())):
-            return getattr(examples, "x"), getattr(examples, "y")  # noqa: B009 - a field, not a known attribute
-        if len(examples) == 2:
-            return examples[0], examples[1]
-    raise KoinonTypeError(
-        "An example has the fields `x` and `y`, or is a pair (x, y).",
-        found=infer_type(examples),
-        hint='pass for instance split_example=lambda example: (example["image"], example["label"])',
-    )
+def _split_by_name(input_spec: Type) -> Callable[[Any], tuple[Any, Any]]:
+    """What takes a batch of examples of a type to `(x, y)`, by the names of their fields or as a pair."""
+
+    def split(examples: Any) -> tuple[Any, Any]:
+        if isinstance(examples, Mapping) and "x" in examples and "y" in examples:
+            return examples["x"], examples["y"]
+        if isinstance(examples, (tuple, list)):
+            if {"x", "y"} <= set(getattr(examples, "_fields", ())):
+                return getattr(examples, "x"), getattr(examples, "y")  # noqa: B009 - a field, not a known attribute
+            if len(examples) == 2:
+                return examples[0], examples[1]
+        raise KoinonTypeError(
+            "An example has the fields `x` and `y`, or is a pair (x, y).",
+            found=input_spec,
+            hint='pass for instance split_example=lambda example: (example["image"], example["label"])',
+        )
+
+    return split
 
 
 def _check_and_see_what_is_used(model: FunctionalModel) -> tuple[bool, list[bool]]:
@@ -338,8 +345,13 @@ def _check_and_see_what_is_used(model: FunctionalModel) -> tuple[bool, list[bool
 
     def losses(key: Any, weights: Any, examples: Any) -> Any:
         x, y = model.split_example(examples)
-        predictions, non_trainable = model._call(weights, x, True, key)
-        return model._loss(predictions, y), predictions, y, non_trainable
+        inputs = f"x of type {infer_type(x)}, which is a batch of 2"
+        with blaming("The model does not take its examples.", expected=_MODEL, found=inputs, hint=_ABOUT_EXAMPLES):
+            predictions, non_trainable = model._call(weights, x, True, key)
+        outputs = f"predictions {infer_type(predictions)} and labels {infer_type(y)} of a batch of 2"
+        with blaming("The loss cannot be computed.", expected=_LOSS, found=outputs, hint=_ABOUT_LOSSES):
+            loss = model._loss(predictions, y)
+        return loss, predictions, y, non_trainable
 
     jaxpr, outputs = jax.make_jaxpr(losses, return_shape=True)(jax.random.key(0), model.initial_weights, examples)
     loss, predictions, y, non_trainable = outputs
@@ -373,7 +385,7 @@ def _check_metric(name: str, metric: Metric, batch: BatchOutput) -> None:
             expected="Metric(initialize, update, finalize)",
             found=repr(metric),
             hint="for instance koinon.learning.metrics.accuracy(), with the parentheses"
-            if callable(metric)
+            if inspect.isroutine(metric) or isinstance(metric, type)
             else "see koinon.learning.metrics",
         )
     try:

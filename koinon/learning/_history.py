@@ -48,6 +48,9 @@ class History(Mapping[str, np.ndarray]):
         return {name: column[-1] for name, column in self._columns.items()}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            known = [column for column in self if column.split("/")[-1] == name] or list(self)
+            raise KeyError(f"There is no column {name!r}; there is {', '.join(map(repr, known)) or 'none yet'}.")
         column = np.full(self.num_rows, math.nan)
         column[: len(self._columns[name])] = self._columns[name]
         return column

@@ -9,10 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError, MissingDependencyError
+from koinon._errors import KoinonTypeError, KoinonValueError, MissingDependencyError
 from koinon.learning._functional_model import FunctionalModel, ModelOutput, accepts_keyword
 from koinon.learning._metric import Metric
+from koinon.learning._model_checks import not_a_module
 from koinon.learning._model_functional import name_paths, nest, unnest
+
+_STATE = "module, state = equinox.nn.make_with_state(Module)(...), then pass the module and state=state"
 
 
 def from_equinox(
@@ -59,19 +62,23 @@ def from_equinox(
 
     Raises:
       MissingDependencyError: Equinox is not installed.
-      KoinonTypeError: `module` is no Equinox module, and see `FunctionalModel`.
+      KoinonTypeError: `module` is no Equinox module or cannot be called, and see `FunctionalModel`.
+      KoinonValueError: a module with a state comes without it, and see `FunctionalModel`.
     """
     try:
         eqx = importlib.import_module("equinox")
     except ImportError as error:
         raise MissingDependencyError("equinox", extra="equinox", purpose="A model from an Equinox module") from error
     if not isinstance(module, eqx.Module):
+        raise not_a_module(module, "equinox", "This is no Equinox module.", "an equinox.Module", pair_hint=_STATE)
+    if not callable(module):
         raise KoinonTypeError(
-            "This is no Equinox module.",
-            expected="an equinox.Module",
-            found=f"{type(module).__name__}: {module!r}",
-            hint="pass an instance of the module, not its class" if isinstance(module, type) else None,
+            f"The Equinox module {type(module).__qualname__} cannot be called.",
+            expected="a module with a method `__call__`, which takes a single example",
         )
+    indices = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, eqx.nn.StateIndex))
+    if state is None and any(isinstance(leaf, eqx.nn.StateIndex) for leaf in indices):
+        raise KoinonValueError("The Equinox module has a state, and none is given.", hint=_STATE)
     arrays, training_rest = eqx.partition(eqx.nn.inference_mode(module, value=False), eqx.is_array)
     _, inference_rest = eqx.partition(eqx.nn.inference_mode(module), eqx.is_array)
     params, others = eqx.partition(arrays, eqx.is_inexact_array)

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError, KoinonValueError, MissingDependencyError
+from koinon._errors import KoinonValueError, MissingDependencyError
 from koinon.learning._functional_model import FunctionalModel, ModelOutput, accepts_keyword, example_inputs
 from koinon.learning._metric import Metric
+from koinon.learning._model_checks import check_key, example_type, not_a_module
 from koinon.learning._model_functional import name_paths, nest, unnest
-from koinon.types import to_type
 
 _TRUE_WHILE_TRAINING = ("training", "train", "is_training")
 _FALSE_WHILE_TRAINING = ("deterministic", "use_running_average")
@@ -65,31 +65,31 @@ def from_flax(
 
     Raises:
       MissingDependencyError: Flax is not installed.
-      KoinonTypeError: `module` is no Flax module, and see `FunctionalModel`.
-      KoinonValueError: a Linen module comes without a key, or an NNX filter with a Linen module.
+      KoinonTypeError: `module` is no Flax module, `key` no key, and see `FunctionalModel`.
+      KoinonValueError: a Linen module comes without a key, or an NNX filter with a Linen module; see `FunctionalModel`.
     """
     try:
         linen, nnx = importlib.import_module("flax.linen"), importlib.import_module("flax.nnx")
     except ImportError as error:
         raise MissingDependencyError("flax", extra="flax", purpose="A model from a Flax module") from error
     if isinstance(module, linen.Module):
-        if key is None or trainable is not None:
+        if key is None:
             raise KoinonValueError(
-                "A Linen module is initialized from a key, and all its parameters are trained.",
-                found=f"{key=}, {trainable=}",
-                hint="pass key=jax.random.key(0) and no `trainable`",
+                "A Linen module is initialized from a PRNG key, and none is given.", hint="pass key=jax.random.key(0)"
             )
-        inputs = example_inputs(to_type(example_spec), split_example)
+        check_key(key, "A Linen module is initialized from a PRNG key.")
+        if trainable is not None:
+            raise KoinonValueError(
+                "All parameters of a Linen module are trained; an NNX filter chooses those of an NNX module.",
+                found=f"trainable={trainable!r}",
+                hint="leave out `trainable`, or write the module with flax.nnx",
+            )
+        inputs = example_inputs(example_type(example_spec), split_example)
         initial_weights, predict_on_batch = _from_linen(linen, module, inputs, key)
     elif isinstance(module, nnx.Module):
         initial_weights, predict_on_batch = _from_nnx(nnx, module, nnx.Param if trainable is None else trainable)
     else:
-        raise KoinonTypeError(
-            "This is no Flax module.",
-            expected="a flax.linen.Module or a flax.nnx.Module",
-            found=f"{type(module).__name__}: {module!r}",
-            hint="pass an instance of the module, not its class" if isinstance(module, type) else None,
-        )
+        raise not_a_module(module, "flax", "This is no Flax module.", "a flax.linen.Module or a flax.nnx.Module")
     return FunctionalModel(
         initial_weights=initial_weights,
         predict_on_batch_fn=predict_on_batch,

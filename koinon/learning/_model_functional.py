@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from koinon._errors import KoinonValueError
+from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.learning._functional_model import FunctionalModel, accepts_keyword
 from koinon.learning._metric import Metric
 
@@ -53,9 +53,15 @@ def functional(
       key: a PRNG key for `initial_weights`, where that is a function.
 
     Raises:
-      KoinonTypeError: see `FunctionalModel`.
-      KoinonValueError: `initial_weights` is a function and there is no key.
+      KoinonTypeError: `apply_fn` is no function, and see `FunctionalModel`.
+      KoinonValueError: `initial_weights` is a function and there is no key, and see `FunctionalModel`.
     """
+    if not callable(apply_fn):
+        raise KoinonTypeError(
+            "The first argument of `functional` is the function of weights and inputs, the second the weights.",
+            expected="apply_fn(weights, x)",
+            found=f"an object of class {type(apply_fn).__qualname__}",
+        )
     if callable(initial_weights):
         if key is None:
             raise KoinonValueError(

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from koinon._errors import KoinonTypeError, KoinonValueError, MissingDependencyError
+from koinon._errors import KoinonValueError, MissingDependencyError
 from koinon.learning._functional_model import FunctionalModel, ModelOutput, example_inputs
 from koinon.learning._metric import Metric
+from koinon.learning._model_checks import example_type, not_a_module
 from koinon.learning._model_functional import nest, unnest
 from koinon.learning._non_trainable import NonTrainableRule
-from koinon.types import to_type
 
 _SEED = "seed_generator_state"
 
@@ -46,7 +46,7 @@ def from_keras(
 
     Raises:
       MissingDependencyError: Keras is not installed.
-      KoinonValueError: Keras runs on another backend than JAX.
+      KoinonValueError: Keras runs on another backend than JAX, and see `FunctionalModel`.
       KoinonTypeError: `module` is neither a model nor a layer of Keras, and see `FunctionalModel`.
     """
     try:
@@ -62,14 +62,9 @@ def from_keras(
             hint='set os.environ["KERAS_BACKEND"] = "jax" before Keras is imported for the first time',
         )
     if not isinstance(module, keras.Layer):
-        raise KoinonTypeError(
-            "This is no model of Keras.",
-            expected="a keras.Model or a keras.Layer",
-            found=f"{type(module).__name__}: {module!r}",
-            hint="pass an instance of the model, not its class" if isinstance(module, type) else None,
-        )
+        raise not_a_module(module, "keras", "This is no model of Keras.", "a keras.Model or a keras.Layer")
     if not module.built or not module.variables:
-        module(example_inputs(to_type(example_spec), split_example))
+        module(example_inputs(example_type(example_spec), split_example))
     paths = _distinct_paths(module.trainable_variables)
     other_paths = _distinct_paths(module.non_trainable_variables)
 

@@ -23,7 +23,7 @@ from koinon.aggregators import (
     excluding_non_finite_factory,
     zeroing_factory,
 )
-from koinon.aggregators._factory import ValueType, next_parameter
+from koinon.aggregators._factory import ValueType, next_parameter, prints_as_called
 from koinon.aggregators._secure_absent import absent_as_nan_factory
 from koinon.aggregators._secure_sum import SumOfPresentFactory
 from koinon.computation import federated_computation, federated_value
@@ -32,6 +32,7 @@ from koinon.templates import AggregationProcess, EstimationProcess
 from koinon.types import CLIENTS, TensorType
 
 
+@prints_as_called
 def robust_aggregator(
     *,
     zeroing: bool = True,
@@ -62,6 +63,7 @@ def robust_aggregator(
     return _bounded(MeanFactory(no_nan_division=True), zeroing, clipping, weighted, debug_measurements_fn)
 
 
+@prints_as_called
 def compression_aggregator(
     *,
     zeroing: bool = True,
@@ -107,10 +109,11 @@ def compression_aggregator(
     return _bounded(factory, zeroing, clipping, weighted, debug_measurements_fn)
 
 
+@prints_as_called
 def dp_aggregator(
     noise_multiplier: float | None = None,
     clients_per_round: float | None = None,
-    zeroing: bool = True,
+    zeroing: bool | None = None,
     *,
     epsilon: float | None = None,
     delta: float | None = None,
@@ -125,13 +128,14 @@ def dp_aggregator(
     that tells the number of clients. With a `delta`, the epsilon that is spent so far is the measurement
     `privacy_spent` of every round.
 
-    Values of an infinity norm far beyond those seen so far are zeroed first. That norm adapts to the clients without
-    noise; a privacy report lists it.
+    With `zeroing`, values of an infinity norm far beyond those seen so far are zeroed first. That norm adapts to the
+    clients without noise, so no epsilon covers it, the one that is measured neither; a privacy report lists it.
 
     Args:
       noise_multiplier: the standard deviation of the noise over the clipping norm, a non-negative float.
       clients_per_round: the expected number of clients, a positive number; of a `FixedSizeSampling` it is known.
-      zeroing: whether absurd values are zeroed.
+      zeroing: whether absurd values are zeroed; None for no where an epsilon is asked for, which is then that of all
+        that is sent but counts of clients, and for yes where the noise is given, as in TFF.
       epsilon: a positive float.
       delta: in (0, 1).
       rounds: how many rounds there will be.
@@ -146,7 +150,7 @@ def dp_aggregator(
       >>> import koinon as ko
       >>> sampling = ko.privacy.PoissonSampling(0.01)
       >>> factory = ko.learning.dp_aggregator(
-      ...     clients_per_round=100, epsilon=4.0, delta=1e-6, rounds=500, sampling=sampling, zeroing=False
+      ...     clients_per_round=100, epsilon=4.0, delta=1e-6, rounds=500, sampling=sampling
       ... )
       >>> process = factory.create(ko.types.TensorType("float32"))
       >>> state = process.initialize()
@@ -160,6 +164,8 @@ def dp_aggregator(
     if clients_per_round is None:
         raise KoinonTypeError("`clients_per_round` is what the sum is divided by.", expected="a positive number")
     sampling = NoSampling() if sampling is None else sampling
+    if zeroing is None:
+        zeroing = noise_multiplier is not None
     if noise_multiplier is None:
         if epsilon is None or delta is None or rounds is None:
             raise KoinonTypeError(
@@ -189,6 +195,7 @@ def dp_aggregator(
     return zeroing_factory(zeroing_norm(), factory, pass_non_finite=True)  # pyright: ignore[reportReturnType]
 
 
+@prints_as_called
 def secure_aggregator(*, zeroing: bool = True, clipping: bool = True, weighted: bool = True) -> AggregationFactory:
     """`robust_aggregator`, where the server sees nothing of the clients but sums.
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon.aggregators import UnweightedAggregationFactory
+from koinon.aggregators import UnweightedAggregationFactory, secure_quantized_sum
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     PolymorphicComputation,
+    Value,
     federated_computation,
     federated_map,
     federated_secure_sum,
@@ -30,27 +33,6 @@ Range: TypeAlias = tuple[float, float]
 Ranges: TypeAlias = Mapping[str, Range] | Range | None
 """The least and the greatest value of a client's numbers: for all metrics, or by their names; None for the default."""
 
-# Numbers of 32 bits are summed in digits of 11, so that int32 holds the sum of a digit over 2**20 clients.
-_DIGIT_BITS = 11
-_NUM_DIGITS = 3
-_DIGIT_MAX = 2**_DIGIT_BITS - 1
-# The greatest float32 below 2**32, so that a float scaled to it is an integer that 32 bits hold.
-_FLOAT_LEVELS = np.float32(2**32 - 2**8)
-
-
-class _Quantized(NamedTuple):
-    """What a client contributes to a secure sum.
-
-    Attributes:
-      digits: for each leaf, the digits of its distance from the least value in steps, int32, the least digit first.
-      client: 1, the client itself.
-      clipped: whether any of its numbers were below, and above, their range.
-    """
-
-    digits: tuple[tuple[Any, ...], ...]
-    client: Any
-    clipped: dict[str, Any]
-
 
 def secure_sum_then_finalize(
     metric_finalizers: MetricFinalizers, metric_value_ranges: Ranges = None
@@ -59,11 +41,14 @@ def secure_sum_then_finalize(
 
     Type: `({M}@CLIENTS -> R@SERVER)`, for any struct M of states of int32, uint32 or float32; it is polymorphic, and
     called inside a federated computation. R has the finalized metrics and `secure_sum_measurements`: the numbers of
-    clients of which a number was clipped from below, and from above.
+    clients of which a number was clipped from below, and from above, and of those that were left out.
 
-    Every number is clipped to its range, cut into steps, and summed by `federated_secure_sum`, for up to 2**20 clients.
-    Integers are summed exactly. The distance of a float from `lower` keeps float32's 24 bits, so that it is off by at
-    most `(upper - lower) / 2**24`. What is not a number counts as above the range.
+    Every number is clipped to its range, and summed as by `koinon.aggregators.secure_quantized_sum`: integers exactly,
+    floats off by at most `(upper - lower) / 2**32` for each client. Integers of a range without negative numbers, such
+    as counts, may come from any number of clients, as long as the sum fits their dtype; of another range from as many
+    as could not overflow it whatever they have. More are a `SecureSumRangeError` when they come.
+
+    A client with a number that is not finite is left out of all metrics, and counted.
 
     >>> import jax.numpy as jnp
     >>> import koinon as ko
@@ -144,34 +129,45 @@ class SecureSumFactory(UnweightedAggregationFactory):
 
 
 def secure_sum(value: Any, ranges: Ranges) -> tuple[Any, Any]:
-    """The secure sum of `{V}@CLIENTS` at the server, and the counts of clipped clients, inside a computation."""
+    """The secure sum of `{V}@CLIENTS` at the server, and the counts of clients, inside a computation."""
     member = value.type_signature.member
     _check_dtypes(member)
     specs = specs_of(member)
     leaf_specs, structure = jax.tree.flatten(specs)
-    bounds = _bounds_of(specs, ranges)
+    bounds = [_within_dtype(pair, spec.dtype) for pair, spec in zip(_bounds_of(specs, ranges), leaf_specs, strict=True)]
+    # What is never negative is summed as it is, and an overflow is that of the sum itself; anything else by its
+    # distance from a point of its range, for which the number of clients has to be known, and has a limit.
+    is_plain = [spec.dtype != jnp.float32 and low >= 0 for spec, (low, _) in zip(leaf_specs, bounds, strict=True)]
 
-    def quantize(value: Any) -> _Quantized:
+    def prepare(value: Any) -> tuple[Any, Any, Any]:
         leaves = jax.tree.leaves(value)
-        digits = [_to_digits(leaf, *pair) for leaf, pair in zip(leaves, bounds, strict=True)]
+        is_finite = all_finite(leaves) if leaves else jnp.bool_(True)
         below = [jnp.any(leaf < low) for leaf, (low, _) in zip(leaves, bounds, strict=True)]
-        above = [jnp.any(~(leaf <= high)) for leaf, (_, high) in zip(leaves, bounds, strict=True)]
-        clipped = {"secure_lower_clipped_count": _any(below), "secure_upper_clipped_count": _any(above)}
-        return _Quantized(tuple(digits), jnp.int32(1), clipped)
+        above = [jnp.any(leaf > high) for leaf, (_, high) in zip(leaves, bounds, strict=True)]
+        counts = {
+            "secure_lower_clipped_count": is_finite & _any(below),
+            "secure_upper_clipped_count": is_finite & _any(above),
+            "non_finite_clients": ~is_finite,
+        }
+        clipped = [jnp.clip(leaf, *pair) for leaf, pair in zip(leaves, bounds, strict=True)]
+        plain = [jnp.where(is_finite, leaf, jnp.zeros_like(leaf)) for leaf in _those(clipped, is_plain)]
+        ranged = _those(leaves, [not plain for plain in is_plain])
+        return tuple(plain), tuple(ranged), jax.tree.map(lambda flag: flag.astype(jnp.int32), counts)
 
-    def restore(summed: _Quantized) -> tuple[Any, Any]:
-        leaves = [
-            _from_digits(digits, summed.client, *pair, spec.dtype)
-            for digits, pair, spec in zip(summed.digits, bounds, leaf_specs, strict=True)
-        ]
-        return jax.tree.unflatten(structure, leaves), summed.clipped
+    def restore(plain: Any, ranged: Any, counts: Any) -> tuple[Any, Any]:
+        parts = iter(plain), iter(ranged)
+        return jax.tree.unflatten(structure, [next(parts[0 if whole else 1]) for whole in is_plain]), counts
 
-    limits = _Quantized(
-        ((_DIGIT_MAX,) * _NUM_DIGITS,) * len(bounds),
-        1,
-        {"secure_lower_clipped_count": 1, "secure_upper_clipped_count": 1},
+    plain, ranged, counts = federated_map(prepare, value)
+    largest = tuple(high for _, high in _those(bounds, is_plain))
+    restored = federated_map(
+        restore,
+        (
+            federated_secure_sum(plain, largest) if largest else federated_value((), SERVER),
+            _sum_in_ranges(ranged, _those(bounds, [not plain for plain in is_plain])),
+            federated_secure_sum(counts, 1),
+        ),
     )
-    restored = federated_map(restore, federated_secure_sum(federated_map(quantize, value), limits))
     return restored[0], restored[1]
 
 
@@ -224,30 +220,33 @@ def _bounds_of(value: Any, ranges: Ranges) -> list[Range]:
     return [(low, high) for low, high in pairs]
 
 
-def _to_digits(leaf: Any, low: float, high: float) -> tuple[Any, ...]:
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        share = jnp.where(jnp.isnan(leaf), 1.0, (jnp.clip(leaf, low, high) - low) / np.float32(high - low))
-        steps = jnp.round(jnp.clip(share, 0, 1) * _FLOAT_LEVELS).astype(jnp.uint32)
-    else:
-        bounds = np.iinfo(leaf.dtype)
-        clipped = jnp.clip(leaf, max(int(np.ceil(low)), bounds.min), min(int(np.floor(high)), bounds.max))
-        # Modulo 2**32, in which the distance is right even where the difference overflows.
-        steps = clipped.astype(jnp.uint32) - np.uint32(int(np.ceil(low)) % 2**32)
-    return tuple([((steps >> shift) & _DIGIT_MAX).astype(jnp.int32) for shift in _shifts()])
-
-
-def _from_digits(total: tuple[Any, ...], num_clients: Any, low: float, high: float, dtype: Any) -> Any:
+def _within_dtype(pair: Range, dtype: Any) -> tuple[Any, Any]:
+    """A range as numbers of a dtype; the integers in it."""
+    low, high = pair
     if jnp.issubdtype(dtype, jnp.floating):
-        steps = sum(digit.astype(dtype) * 2.0**shift for digit, shift in zip(total, _shifts(), strict=True))
-        return num_clients.astype(dtype) * np.float32(low) + steps * np.float32((high - low) / float(_FLOAT_LEVELS))
-    first = num_clients.astype(jnp.uint32) * np.uint32(int(np.ceil(low)) % 2**32)
-    steps = sum((digit.astype(jnp.uint32) << shift for digit, shift in zip(total, _shifts(), strict=True)), first)
-    return jax.lax.bitcast_convert_type(steps, dtype)
+        return dtype.type(low), dtype.type(high)
+    limits = np.iinfo(dtype)
+    least, greatest = max(math.ceil(low), int(limits.min)), min(math.floor(high), int(limits.max))
+    if least > greatest:
+        raise KoinonValueError(
+            "There is no integer in the range of a metric that is one.",
+            expected=f"a range that has a value of {np.dtype(dtype)}",
+            found=f"{low} to {high}",
+        )
+    return dtype.type(least), dtype.type(greatest)
 
 
-def _shifts() -> range:
-    return range(0, _DIGIT_BITS * _NUM_DIGITS, _DIGIT_BITS)
+def _sum_in_ranges(value: Value, bounds: list[tuple[Any, Any]]) -> Value:
+    """The secure sum of tensors at the clients, each in a range of its own."""
+    if not bounds:
+        return federated_value((), SERVER)
+    lower, upper = (tuple(ends) for ends in zip(*bounds, strict=True))
+    return secure_quantized_sum(value, lower, upper)
+
+
+def _those(items: list[Any], are_wanted: list[bool]) -> list[Any]:
+    return [item for item, is_wanted in zip(items, are_wanted, strict=True) if is_wanted]
 
 
 def _any(flags: list[Any]) -> Any:
-    return jnp.any(jnp.stack(flags)).astype(jnp.int32) if flags else jnp.int32(0)
+    return jnp.any(jnp.stack(flags)) if flags else jnp.bool_(False)

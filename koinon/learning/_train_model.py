@@ -141,7 +141,12 @@ def train_model(
       TrainingInterrupted: SIGINT or SIGTERM came.
     """
     _check_kind("train_process", train_process, LearningProcess)
-    _check_kind("train_data_source", train_data_source, FederatedDataSource)
+    _check_kind(
+        "train_data_source",
+        train_data_source,
+        FederatedDataSource,
+        hint="for a federated dataset, `koinon.program.DatasetDataSource(data)`",
+    )
     _check_kind("program_state_manager", program_state_manager, ProgramStateManager)
     _check_kind("model_output_manager", model_output_manager, ReleaseManager)
     if train_metrics_manager is not None:
@@ -267,9 +272,10 @@ class _ProgramRun:
             self._saved_round = snapshot.round_number
 
 
-def _check_kind(name: str, value: Any, kind: type) -> None:
+def _check_kind(name: str, value: Any, kind: type, hint: str | None = None) -> None:
     if not isinstance(value, kind):
-        raise KoinonTypeError(f"`{name}` is of the wrong kind.", expected=kind.__name__, found=repr(value)[:200])
+        found = repr(value)[:200]
+        raise KoinonTypeError(f"`{name}` is of the wrong kind.", expected=kind.__name__, found=found, hint=hint)
 
 
 def _check_positive(name: str, number: Any) -> None:

@@ -18,6 +18,7 @@ from koinon.privacy._cohorts import (
     NoSampling,
     PoissonSampling,
     check_cohort_sampling,
+    check_real,
 )
 
 AccountantName: TypeAlias = Literal["rdp", "pld"]
@@ -55,6 +56,8 @@ def dp_event(noise_multiplier: float, rounds: int, sampling: CohortSampling) -> 
     100
     """
     check_cohort_sampling(sampling)
+    check_real(noise_multiplier, "A noise multiplier")
+    check_real(rounds, "A number of rounds")
     _check(noise_multiplier >= 0.0, "A noise multiplier must not be negative.", noise_multiplier)
     _check(rounds >= 0, "A number of rounds must not be negative.", rounds)
     package = dp_accounting()
@@ -153,8 +156,10 @@ def calibrate_noise_multiplier(
     >>> ko.privacy.compute_epsilon(z, 1000, 1e-5, sampling) <= 2.0
     True
     """
-    _check(0.0 < epsilon < math.inf, "A budget must be positive.", epsilon)
-    _check(rounds >= 1, "There must be a round.", rounds)
+    check_real(epsilon, "An epsilon")
+    check_real(rounds, "A number of rounds")
+    _check(0.0 < epsilon < math.inf, "An epsilon to be spent must be positive and finite.", epsilon)
+    _check(rounds >= 1, "There must be at least one round.", rounds)
 
     def spends_too_much(noise_multiplier: float) -> bool:
         return compute_epsilon(noise_multiplier, rounds, delta, sampling, accountant) > epsilon
@@ -234,6 +239,7 @@ def _relation(package: Any, event: Any) -> Any:
 
 
 def _check_delta(delta: float) -> None:
+    check_real(delta, "A delta")
     _check(0.0 < delta < 1.0, "A delta must be in (0, 1).", delta)
 
 

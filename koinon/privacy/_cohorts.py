@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, TypeAlias
 
+import numpy as np
+
 from koinon._errors import KoinonTypeError, KoinonValueError
 
 
@@ -18,13 +20,15 @@ class PoissonSampling:
       probability: in (0, 1].
 
     Raises:
-      KoinonValueError: where the probability is out of its range.
+      KoinonTypeError: where the probability is no number.
+      KoinonValueError: where it is out of its range.
     """
 
     probability: float
     label: ClassVar[str] = "poisson"
 
     def __post_init__(self) -> None:
+        check_real(self.probability, "A sampling probability")
         if not 0.0 < self.probability <= 1.0:
             raise KoinonValueError("A sampling probability must be in (0, 1].", found=self.probability)
 
@@ -41,6 +45,7 @@ class FixedSizeSampling:
       population: the number of clients altogether.
 
     Raises:
+      KoinonTypeError: where one is no int.
       KoinonValueError: where the cohort is empty or larger than the population.
     """
 
@@ -49,6 +54,9 @@ class FixedSizeSampling:
     label: ClassVar[str] = "fixed size"
 
     def __post_init__(self) -> None:
+        for number in (self.cohort, self.population):
+            if not isinstance(number, int | np.integer) or isinstance(number, bool):
+                raise KoinonTypeError("Numbers of clients must be ints.", expected="two ints", found=repr(number))
         if not 0 < self.cohort <= self.population:
             raise KoinonValueError(
                 "A cohort must have at least one client, and no more than there are.",
@@ -65,6 +73,12 @@ class NoSampling:
 
 
 CohortSampling: TypeAlias = PoissonSampling | FixedSizeSampling | NoSampling
+
+
+def check_real(number: object, what: str) -> None:
+    """Raises a KoinonTypeError unless an argument is a real number, which a bool is not."""
+    if not isinstance(number, int | float | np.integer | np.floating) or isinstance(number, bool):
+        raise KoinonTypeError(f"{what} must be a number.", expected="an int or a float", found=repr(number))
 
 
 def check_cohort_sampling(sampling: object) -> None:

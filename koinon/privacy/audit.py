@@ -24,6 +24,9 @@ def impossible_share(outputs: Any, possible: Any) -> float:
       outputs: what a mechanism gave for one data set.
       possible: all values that it can give for the other.
 
+    Raises:
+      KoinonValueError: where there is no output.
+
     References:
       Ilya Mironov: On Significance of the Least Significant Bits for Differential Privacy, 2012.
       https://doi.org/10.1145/2382196.2382264
@@ -32,7 +35,10 @@ def impossible_share(outputs: Any, possible: Any) -> float:
     >>> ko.privacy.audit.impossible_share(np.array([0.0, 0.5, 1.0, 0.3]), np.array([0.0, 0.5, 1.0]))
     0.25
     """
-    return 1.0 - float(np.isin(np.asarray(outputs), np.asarray(possible)).mean())
+    values = np.asarray(outputs)
+    if not values.size:
+        raise KoinonValueError("An audit of bit patterns needs outputs.", expected="at least one", found="none")
+    return 1.0 - float(np.isin(values, np.asarray(possible)).mean())
 
 
 def epsilon_lower_bound(
@@ -56,7 +62,8 @@ def epsilon_lower_bound(
 
     Raises:
       MissingDependencyError: where SciPy is not installed.
-      KoinonValueError: where there is no score, or delta or the confidence is no probability.
+      KoinonValueError: where there is no score, or one that is no number, or delta or the confidence is no
+        probability.
 
     References:
       C. J. Clopper, E. S. Pearson: The Use of Confidence or Fiducial Limits, 1934.
@@ -77,6 +84,7 @@ def epsilon_lower_bound(
             expected="at least one score of each kind, delta in [0, 1), confidence in (0, 1)",
             found=f"{len(inside)} and {len(outside)} scores, delta {delta}, confidence {confidence}",
         )
+    _check_finite("The scores of an audit", inside, outside)
     # Four bounds are used at each threshold: of both rates, above and below it.
     error = (1.0 - confidence) / (4 * thresholds)
     cuts = np.linspace(min(inside[0], outside[0]), max(inside[-1], outside[-1]), thresholds)
@@ -104,7 +112,8 @@ def canary_epsilon(observed: Any, dimensions: int, delta: float) -> float:
       delta: in (0, 1).
 
     Raises:
-      KoinonValueError: where there are fewer than two canaries, or delta is no probability.
+      KoinonValueError: where there are fewer than two canaries, or one whose cosine is no number, or delta is no
+        probability.
 
     References:
       Galen Andrew, Peter Kairouz, Sewoong Oh, Alina Oprea, H. Brendan McMahan, Vinith Suriyakumar: One-shot Empirical
@@ -121,16 +130,39 @@ def canary_epsilon(observed: Any, dimensions: int, delta: float) -> float:
             "An estimate needs two canaries or more, and a delta in (0, 1).",
             found=f"{len(cosines)} canaries, delta {delta}",
         )
+    _check_finite("The cosines of canaries", cosines)
     return gaussian_epsilon((0.0, dimensions**-0.5), (float(cosines.mean()), float(cosines.std(ddof=1))), delta)
 
 
 def gaussian_epsilon(first: tuple[float, float], second: tuple[float, float], delta: float) -> float:
     """The least epsilon for which two normal distributions, given as means and deviations, are (epsilon, delta)-close.
 
+    Args:
+      first: the mean and the deviation of one.
+      second: those of the other.
+      delta: from 0 to 1; for 0, two that differ are never close.
+
+    Returns:
+      Infinity where none is large enough, or a deviation is 0 and the two are not the same.
+
+    Raises:
+      KoinonValueError: where a deviation is negative, a number is not finite, or delta is no probability.
+
     >>> import koinon as ko
     >>> f"{ko.privacy.audit.gaussian_epsilon((0.0, 1.0), (1.0, 1.0), 1e-5):.3f}"
     '4.377'
     """
+    _check_finite("The means and deviations of an audit", np.array((first, second), np.float64))
+    if not 0.0 <= delta <= 1.0 or min(first[1], second[1]) < 0.0:
+        raise KoinonValueError(
+            "An epsilon is told of two deviations and a probability.",
+            expected="deviations that are not negative, delta in [0, 1]",
+            found=f"deviations {first[1]} and {second[1]}, delta {delta}",
+        )
+    if first == second or delta == 1.0:
+        return 0.0
+    if 0.0 in (first[1], second[1], delta):
+        return math.inf
 
     def too_small(epsilon: float) -> bool:
         return max(_divergence(first, second, epsilon), _divergence(second, first, epsilon)) > delta
@@ -146,6 +178,18 @@ def gaussian_epsilon(first: tuple[float, float], second: tuple[float, float], de
         middle = (low + high) / 2
         low, high = (middle, high) if too_small(middle) else (low, middle)
     return high
+
+
+def _check_finite(what: str, *arrays: np.ndarray) -> None:
+    """Raises an error where a number is not finite: no comparison holds for NaN, and the audit would find nothing."""
+    bad = sum(int((~np.isfinite(array)).sum()) for array in arrays)
+    if bad:
+        raise KoinonValueError(
+            f"{what} must be finite numbers.",
+            expected="numbers that are finite",
+            found=f"{bad} that are not",
+            hint="see whether what is audited gives NaN",
+        )
 
 
 def _divergence(first: tuple[float, float], second: tuple[float, float], epsilon: float) -> float:

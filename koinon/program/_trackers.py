@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex, final
 import jax
 import numpy as np
 
-from koinon._errors import KoinonTypeError, MissingDependencyError, UnsupportedTypeError
+from koinon._errors import KoinonTypeError, KoinonValueError, MissingDependencyError, UnsupportedTypeError
 from koinon.program._leaves import is_key
 from koinon.program._references import wait_for_values
 
@@ -80,8 +80,10 @@ class TensorBoardReleaseManager:
 class WandbReleaseManager:
     """Logs released values to a run of Weights & Biases.
 
-    W&B takes steps in increasing order only. A program that is restarted from an older state should go on with the run
-    truncated to it: `wandb.init(resume_from=f"{run_id}?_step={step}")`.
+    W&B takes steps in increasing order, and leaves out with a warning what comes later for an earlier one. So a program
+    that is restarted may go on with its run, `wandb.init(id=run_id, resume="must")`: the rounds that it releases again
+    have the values that are there. One that is to go on otherwise from an older state needs the run truncated to it:
+    `wandb.init(resume_from=f"{run_id}?_step={step}")`, which W&B offers as a preview.
 
     Example:
       >>> class Run:  # what `wandb.init(...)` returns
@@ -111,23 +113,45 @@ class WandbReleaseManager:
 
 @final
 class MLflowReleaseManager:
-    """Logs released values to the active run of MLflow.
+    """Logs released values to a run of MLflow.
+
+    It is the run that is active when the manager is made. That is kept, because another thread, such as that in which
+    `koinon.learning.programs.train` releases, has an active run of its own.
+
+    MLflow keeps whatever is logged, so the rounds that a restarted program releases again are there twice.
 
     Example:
+      >>> import types
       >>> class Tracker:  # the module `mlflow`
-      ...     def log_metrics(self, metrics, step=None):
-      ...         print(step, metrics)
+      ...     def active_run(self):
+      ...         return types.SimpleNamespace(info=types.SimpleNamespace(run_id="a1"))
+      ...     def log_metrics(self, metrics, step=None, run_id=None):
+      ...         print(run_id, step, metrics)
       >>> MLflowReleaseManager(Tracker()).release({"train": {"loss": 0.5}}, key=1)
-      1 {'train/loss': 0.5}
+      a1 1 {'train/loss': 0.5}
     """
 
-    def __init__(self, mlflow: Any) -> None:
-        """Logs to `mlflow`, an object with a method `log_metrics(metrics, step)`, such as the module of that name.
+    def __init__(self, mlflow: Any, run_id: str | None = None) -> None:
+        """Logs to `mlflow`, the module of that name, or an object with its `log_metrics` and `active_run`.
+
+        Args:
+          mlflow: the module.
+          run_id: the id of a run; None for the active one.
 
         Raises:
-          KoinonTypeError: if it has none.
+          KoinonTypeError: if `mlflow` has no such functions.
+          KoinonValueError: if no run is active.
         """
         self._log_metrics = _method(mlflow, "log_metrics", "the module `mlflow`")
+        if run_id is None:
+            run = _method(mlflow, "active_run", "the module `mlflow`")()
+            if run is None:
+                raise KoinonValueError(
+                    "There is no active run of MLflow to release to.",
+                    hint="call `mlflow.start_run()` before, in the same thread, or pass `run_id`",
+                )
+            run_id = run.info.run_id
+        self._run_id = run_id
 
     def release(self, value: Any, key: SupportsIndex) -> None:
         """Logs the leaves of `value` at step `key`.
@@ -139,7 +163,8 @@ class MLflowReleaseManager:
         for name, number in numbers.items():
             if number.ndim:
                 raise _unsupported(name, "a single number", f"an array of shape {number.shape}")
-        self._log_metrics({name: float(number) for name, number in numbers.items()}, step=operator.index(key))
+        metrics = {name: float(number) for name, number in numbers.items()}
+        self._log_metrics(metrics, step=operator.index(key), run_id=self._run_id)
 
 
 def named_numbers(value: Any) -> dict[str, np.ndarray]:

@@ -7,10 +7,20 @@ from typing import Any, final
 
 from koinon._errors import KoinonTypeError, KoinonValueError, SecureMessageError, SecureRequestRefusedError
 from koinon.secure import _shamir
-from koinon.secure._crypto import KEY_BYTES, KeyPair, SigningKey, require_cryptography, seal, unseal
-from koinon.secure._keys import box_context, box_key, commitment_to, pairwise_mask, self_mask, session_of
+from koinon.secure._crypto import KEY_BYTES, KeyPair, SigningKey, is_signed, require_cryptography, seal, unseal
+from koinon.secure._keys import (
+    box_context,
+    box_key,
+    commitment_to,
+    list_to_sign,
+    pairwise_mask,
+    self_mask,
+    session_of,
+)
 from koinon.secure._messages import (
     AdvertiseKeys,
+    Confirmation,
+    ConfirmRequest,
     EncryptedShares,
     MaskedInput,
     Message,
@@ -25,16 +35,15 @@ from koinon.secure._received import check_round, check_signed
 from koinon.secure._residues import add, subtract, to_residues, to_wire
 from koinon.secure._setup import Setup
 
-_STAGES = ("advertise", "share", "mask", "unmask", "done")
-
 
 @final
 class Client:
-    """One client of a secure sum: it answers each of the server's four messages once, in their order.
+    """One client of a secure sum: it answers each of the server's messages once, in their order.
 
     What it sends last are shares of the other clients' secrets, of one secret of each: of the mask of those that are
     left, or of the key of those that went away. It answers that once, for more than half of the clients, itself among
-    them; so no server gets both secrets of anybody. It refuses everything else, and says why.
+    them; so no server gets both secrets of anybody. Where the server is not trusted, it answers only if as many clients
+    as have to be left signed the same list of them. It refuses everything else, and says why.
 
     Args:
       setup: what all parties agreed on.
@@ -70,6 +79,10 @@ class Client:
         self._keys: dict[int, AdvertiseKeys] = {}
         self._session = b""
         self._shares: dict[int, tuple[int, int]] = {}
+        self._confirmed: frozenset[int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Client {self._id} at stage {self._stage_name!r}>"
 
     def advertise(self) -> AdvertiseKeys:
         """Stage 1: the public keys.
@@ -148,44 +161,93 @@ class Client:
         self._stage += 1
         return MaskedInput(setup.round_id, self._id, to_wire(total, setup.modulus))
 
-    def unmask(self, request: UnmaskRequest) -> UnmaskShares:
-        """Stage 4: a share of one secret of each client that took part in stage 3.
+    def confirm(self, request: ConfirmRequest) -> Confirmation:
+        """Stage `confirm`, where the server is not trusted: a signature under the list of those that are left.
 
         Args:
           request: whose numbers arrived, from the server.
 
         Raises:
           SecureMessageError: the message is of another sum, or names clients that do not take part.
-          SecureRequestRefusedError: too few are left, this client is not among them, or this was asked before.
+          SecureRequestRefusedError: too few are left, this client is not among them, this was asked before, or the
+            setup has no such stage.
+        """
+        self._expect("confirm")
+        self._check_message(request, ConfirmRequest)
+        self._confirmed = frozenset(self._check_survivors(request.survivors))
+        self._stage += 1
+        assert self._signing_key is not None  # since the setup has identities where it has this stage
+        signature = self._signing_key.sign(list_to_sign(self._session, self._confirmed))
+        return Confirmation(self._setup.round_id, self._id, signature)
+
+    def unmask(self, request: UnmaskRequest) -> UnmaskShares:
+        """The last stage: a share of one secret of each client that took part in the stage `mask`.
+
+        Args:
+          request: whose numbers arrived, from the server, and who confirmed that.
+
+        Raises:
+          SecureMessageError: the message is of another sum, names clients that do not take part, or has signatures
+            that are none.
+          SecureRequestRefusedError: too few are left or confirm it, this client is not among them or confirmed another
+            list, or this was asked before.
         """
         self._expect("unmask")
         self._check_message(request, UnmaskRequest)
-        survivors = {*request.survivors}
-        if len(survivors) < len(request.survivors) or not survivors <= self._shares.keys():
-            raise SecureMessageError(
-                "The server names clients as left that did not share their secrets.",
-                expected=f"some of {sorted(self._shares)}",
-                found=request.survivors,
-            )
-        self._require_enough(len(survivors))
-        if self._id not in survivors:
-            raise SecureRequestRefusedError(
-                "The server says that this client went away, and asks it for shares.",
-                expected=f"{self._id} among those that are left",
-                found=request.survivors,
-                hint="the client's numbers did not arrive; start another sum",
-            )
+        survivors = self._check_survivors(request.survivors)
+        if self._confirmed is not None:
+            self._check_confirmations(request, self._confirmed)
         key_shares = {other: key for other, (key, _) in self._shares.items() if other not in survivors}
         self_shares = {other: seed for other, (_, seed) in self._shares.items() if other in survivors}
         self._shares.clear()
         self._stage += 1
         return UnmaskShares(self._setup.round_id, self._id, self_shares, key_shares)
 
+    @property
+    def _stage_name(self) -> str:
+        return (*self._setup.stages, "done")[self._stage]
+
+    def _check_survivors(self, named: tuple[int, ...]) -> set[int]:
+        survivors = {*named}
+        if len(survivors) < len(named) or not survivors <= self._shares.keys():
+            raise SecureMessageError(
+                "The server names clients as left that did not share their secrets.",
+                expected=f"some of {sorted(self._shares)}",
+                found=named,
+            )
+        self._require_enough(len(survivors))
+        if self._id not in survivors:
+            raise SecureRequestRefusedError(
+                "The server says that this client went away, and asks it for shares.",
+                expected=f"{self._id} among those that are left",
+                found=named,
+                hint="the client's numbers did not arrive; start another sum",
+            )
+        return survivors
+
+    def _check_confirmations(self, request: UnmaskRequest, confirmed: frozenset[int]) -> None:
+        if {*request.survivors} != confirmed:
+            raise SecureRequestRefusedError(
+                "The server names others as left than those whom this client confirmed.",
+                expected=sorted(confirmed),
+                found=request.survivors,
+            )
+        identities, signed = self._setup.identities or {}, list_to_sign(self._session, confirmed)
+        for client, signature in request.confirmations.items():
+            if client not in confirmed or not is_signed(identities[client], signature, signed):
+                raise SecureMessageError("A client did not sign the list of those that are left.", found=client)
+        if len(request.confirmations) < self._setup.threshold:
+            raise SecureRequestRefusedError(
+                "Too few clients confirm who is left; others may have been told another list.",
+                expected=f"at least {self._setup.threshold}",
+                found=len(request.confirmations),
+            )
+
     def _expect(self, stage: str) -> None:
-        if _STAGES[self._stage] != stage:
+        if self._stage_name != stage:
             raise SecureRequestRefusedError(
                 f"The stage `{stage}` comes once, in its order.",
-                expected=f"`{_STAGES[self._stage]}`",
+                expected=f"`{self._stage_name}`",
                 found=f"`{stage}`",
                 hint="a client answers each message of the server once; a new sum needs new clients",
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from koinon.secure._crypto import KeyPair, derive, digest
@@ -39,6 +41,11 @@ def pairwise_mask(own: KeyPair, other_public: bytes, session: bytes, pair: tuple
 def self_mask(seed: bytes, session: bytes, client: int, setup: Setup) -> np.ndarray:
     """The mask that a client adds for itself, so that a late message of it tells nothing."""
     return expand(derive(seed, session, "own mask", client), setup.modulus, setup.length)
+
+
+def list_to_sign(session: bytes, survivors: Iterable[int]) -> bytes:
+    """What a client signs to confirm who is left; no other thing that it signs begins like this."""
+    return b"survivors" + session + b"".join(client.to_bytes(4, "big") for client in sorted(survivors))
 
 
 def commitment_to(seed: bytes, session: bytes, client: int) -> bytes:

@@ -188,28 +188,73 @@ class MaskedInput(Message):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class UnmaskRequest(Message):
-    """Stage 4, to all clients that are left: whose numbers arrived.
+class ConfirmRequest(Message):
+    """Stage `confirm`, to all clients that are left, where the server is not trusted: whose numbers arrived.
 
     Attributes:
       survivors: their ids, sorted.
     """
 
-    KIND: ClassVar[int] = 6
+    KIND: ClassVar[int] = 8
     survivors: tuple[int, ...]
 
     def _body(self) -> bytes:
-        return _entries(dict.fromkeys(self.survivors, b""), lambda _: b"")
+        return _ids(self.survivors)
+
+    @classmethod
+    def _read(cls, round_id: bytes, reader: _Reader) -> ConfirmRequest:
+        return cls(round_id, reader.ids())
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Confirmation(Message):
+    """Stage `confirm`, from a client: its signature under the list of those that are left.
+
+    Attributes:
+      sender: the client.
+      signature: by Ed25519, 64 bytes.
+    """
+
+    KIND: ClassVar[int] = 9
+    sender: int
+    signature: bytes
+
+    def _body(self) -> bytes:
+        return _id(self.sender) + self.signature
+
+    @classmethod
+    def _read(cls, round_id: bytes, reader: _Reader) -> Confirmation:
+        return cls(round_id, reader.number(4), reader.take(SIGNATURE_BYTES))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class UnmaskRequest(Message):
+    """The last stage, to all clients that are left: whose numbers arrived.
+
+    Attributes:
+      survivors: their ids, sorted.
+      confirmations: by client, its signature under this list; empty where the server is trusted to keep to the
+        protocol.
+    """
+
+    KIND: ClassVar[int] = 6
+    survivors: tuple[int, ...]
+    confirmations: Mapping[int, bytes] = dataclasses.field(default_factory=dict)
+
+    def _body(self) -> bytes:
+        return _ids(self.survivors) + _entries(self.confirmations, self.confirmations.__getitem__)
 
     @classmethod
     def _read(cls, round_id: bytes, reader: _Reader) -> UnmaskRequest:
-        return cls(round_id, tuple(reader.entries(lambda: b"")))
+        return cls(round_id, reader.ids(), reader.entries(lambda: reader.take(SIGNATURE_BYTES)))
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class UnmaskShares(Message):
-    """Stage 4, from a client: for each other one a share of one of its two secrets, never of both.
+    """The last stage, from a client: for each other one a share of one of its two secrets, never of both.
 
     Attributes:
       sender: the client.
@@ -233,7 +278,17 @@ class UnmaskShares(Message):
 
 _KINDS: dict[int, type[Message]] = {
     cls.KIND: cls
-    for cls in (AdvertiseKeys, Roster, EncryptedShares, ShareDelivery, MaskedInput, UnmaskRequest, UnmaskShares)
+    for cls in (
+        AdvertiseKeys,
+        Roster,
+        EncryptedShares,
+        ShareDelivery,
+        MaskedInput,
+        UnmaskRequest,
+        UnmaskShares,
+        ConfirmRequest,
+        Confirmation,
+    )
 }
 
 
@@ -308,6 +363,9 @@ class _Reader:
             items[client], last = read(), client
         return items
 
+    def ids(self) -> tuple[int, ...]:
+        return tuple(self.entries(lambda: b""))
+
     def end(self) -> None:
         if self._position != len(self._data):
             raise _malformed(f"{len(self._data) - self._position} bytes behind its end")
@@ -315,6 +373,10 @@ class _Reader:
 
 def _entries(by_client: Mapping[int, Any], write: Callable[[int], bytes]) -> bytes:
     return _id(len(by_client)) + b"".join(_id(client) + write(client) for client in sorted(by_client))
+
+
+def _ids(clients: tuple[int, ...]) -> bytes:
+    return _entries(dict.fromkeys(clients), lambda _: b"")
 
 
 def _id(number: int) -> bytes:

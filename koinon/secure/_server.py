@@ -9,10 +9,12 @@ import numpy as np
 
 from koinon._errors import KoinonTypeError, SecureMessageError, SecureSumAbortedError
 from koinon.secure import _shamir
-from koinon.secure._crypto import KeyPair, require_cryptography
-from koinon.secure._keys import commitment_to, pairwise_mask, self_mask, session_of
+from koinon.secure._crypto import KeyPair, is_signed, require_cryptography
+from koinon.secure._keys import commitment_to, list_to_sign, pairwise_mask, self_mask, session_of
 from koinon.secure._messages import (
     AdvertiseKeys,
+    Confirmation,
+    ConfirmRequest,
     EncryptedShares,
     MaskedInput,
     Message,
@@ -25,8 +27,10 @@ from koinon.secure._received import check_round, check_signed
 from koinon.secure._residues import add, from_wire, subtract
 from koinon.secure._setup import Setup
 
-_STAGES = ("advertise", "share", "mask", "unmask", "done", "aborted")
-_EXPECTED = (AdvertiseKeys, EncryptedShares, MaskedInput, UnmaskShares)
+_OF_CLIENTS = (AdvertiseKeys, EncryptedShares, MaskedInput, Confirmation, UnmaskShares)
+_EXPECTED: dict[str, type[Message]] = dict(
+    zip(("advertise", "share", "mask", "confirm", "unmask"), _OF_CLIENTS, strict=True)
+)
 
 
 class SecureSum(NamedTuple):
@@ -43,7 +47,7 @@ class SecureSum(NamedTuple):
 
 @final
 class Server:
-    """The server of a secure sum: in each of four stages it receives messages of the clients, and closes the stage.
+    """The server of a secure sum: in each stage it receives messages of the clients, and closes the stage.
 
     Whoever did not send its message when a stage is closed is out. Where fewer than the threshold are left, the sum is
     aborted. A message that is refused changes nothing; the client can send a good one, until the stage is closed.
@@ -78,18 +82,23 @@ class Server:
     def __init__(self, setup: Setup) -> None:
         require_cryptography()
         self._setup = setup
-        self._stage = 0
+        self._stage = setup.stages[0]
         self._inbox: dict[int, Message] = {}
         self._roster: Mapping[int, AdvertiseKeys] = {}
         self._session = b""
         self._shared: dict[int, EncryptedShares] = {}
         self._masked: dict[int, np.ndarray] = {}
+        self._confirmed: dict[int, bytes] = {}
         self._answers: dict[int, UnmaskShares] = {}
+
+    def __repr__(self) -> str:
+        # Of what arrived only how much: messages have masked numbers and shares of secrets.
+        return f"<Server of {len(self._setup.clients)} clients at stage {self._stage!r}, {len(self._inbox)} messages>"
 
     @property
     def stage(self) -> str:
-        """The stage: `advertise`, `share`, `mask`, `unmask`, `done` or `aborted`."""
-        return _STAGES[self._stage]
+        """The stage, one of those of the setup, or `done` or `aborted`."""
+        return self._stage
 
     def receive(self, message: Message) -> None:
         """Takes a client's message of this stage.
@@ -101,11 +110,11 @@ class Server:
           SecureSumAbortedError: the sum was aborted.
         """
         self._require_running()
-        if not isinstance(message, _EXPECTED):
-            names = ", ".join(cls.__name__ for cls in _EXPECTED)
+        if not isinstance(message, _OF_CLIENTS):
+            names = ", ".join(_EXPECTED[stage].__name__ for stage in self._setup.stages)
             raise KoinonTypeError("This is no message of a client.", expected=names, found=type(message).__name__)
         check_round(message, self._setup)
-        if self._stage >= len(_EXPECTED) or not isinstance(message, _EXPECTED[self._stage]):
+        if self.stage not in _EXPECTED or not isinstance(message, _EXPECTED[self.stage]):
             raise SecureMessageError(
                 "A message is of another stage.", expected=f"`{self.stage}`", found=type(message).__name__
             )
@@ -118,7 +127,9 @@ class Server:
         self._check_content(message)
         self._inbox[message.sender] = message
 
-    def close_stage(self) -> dict[int, Roster] | dict[int, ShareDelivery] | dict[int, UnmaskRequest]:
+    def close_stage(
+        self,
+    ) -> dict[int, Roster] | dict[int, ShareDelivery] | dict[int, ConfirmRequest] | dict[int, UnmaskRequest]:
         """Ends the stage, and returns what each client that is left is to be sent.
 
         Raises:
@@ -126,11 +137,11 @@ class Server:
           SecureMessageError: the last stage is ended by `finish`.
         """
         self._require_running()
-        if self.stage not in ("advertise", "share", "mask"):
+        if self.stage not in self._setup.stages[:-1]:
             raise SecureMessageError("There is no message after the last stage.", found=self.stage, hint="`finish()`")
         self._require_enough()
         inbox, self._inbox = self._inbox, {}
-        self._stage += 1
+        self._stage = self._setup.stages[self._setup.stages.index(self.stage) + 1]
         left = tuple(sorted(inbox))
         round_id = self._setup.round_id
         if self.stage == "share":
@@ -148,7 +159,10 @@ class Server:
                 )
                 for client in left
             }
-        return dict.fromkeys(left, UnmaskRequest(round_id, left))
+        survivors = tuple(sorted(self._masked))
+        if self.stage == "confirm":
+            return dict.fromkeys(left, ConfirmRequest(round_id, survivors))
+        return dict.fromkeys(left, UnmaskRequest(round_id, survivors, dict(self._confirmed)))
 
     def finish(self) -> SecureSum:
         """Takes the masks off, and returns the sum over the clients whose numbers arrived.
@@ -177,7 +191,10 @@ class Server:
         return SecureSum(total, clients)
 
     def _expected_senders(self) -> tuple[int, ...] | Mapping[int, object]:
-        return (self._setup.clients, self._roster, self._shared, self._masked)[self._stage]
+        before = {"share": self._roster, "mask": self._shared, "confirm": self._masked}
+        if self.stage == "unmask":
+            return self._confirmed if self._setup.active_server else self._masked
+        return before.get(self.stage, self._setup.clients)
 
     def _check_content(self, message: Message) -> None:
         match message:
@@ -187,6 +204,13 @@ class Server:
                 _check_clients(message.sender, message.boxes, self._roster.keys() - {message.sender})
             case MaskedInput():
                 self._masked[message.sender] = from_wire(message.masked, self._setup.modulus, self._setup.length)
+            case Confirmation():
+                identities, signed = self._setup.identities or {}, list_to_sign(self._session, self._masked)
+                if not is_signed(identities[message.sender], message.signature, signed):
+                    raise SecureMessageError(
+                        "A client did not sign the list of those that are left.", found=message.sender
+                    )
+                self._confirmed[message.sender] = message.signature
             case UnmaskShares():
                 _check_clients(message.sender, message.self_shares, self._masked.keys())
                 _check_clients(message.sender, message.key_shares, self._shared.keys() - self._masked.keys())
@@ -235,8 +259,8 @@ class Server:
             )
 
     def _forget(self, stage: str) -> None:
-        self._stage = _STAGES.index(stage)
-        for kept in (self._inbox, self._shared, self._masked, self._answers):
+        self._stage = stage
+        for kept in (self._inbox, self._shared, self._masked, self._confirmed, self._answers):
             kept.clear()
 
 

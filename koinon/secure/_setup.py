@@ -23,7 +23,8 @@ class Setup:
 
     More than half of the clients are needed to end a sum, so that a server cannot play two halves of them against each
     other. Against a server that does not keep to the protocol, and with up to a third of the clients at its side, it
-    takes more than two thirds of them, and signed keys: `active_server`.
+    takes more than two thirds of them, signed keys, and a stage more, in which clients compare what they are told of
+    who is left: `active_server`.
 
     Attributes:
       clients: the ids of the clients, from 0 to 2**32 - 1, at least two.
@@ -162,6 +163,12 @@ class Setup:
         if setup.to_bytes() != data:
             raise SecureMessageError("Some bytes are no setup of a secure sum.", found="another form of one")
         return setup
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages in their order, in each of which every client sends one message."""
+        confirm = ("confirm",) if self.active_server else ()
+        return ("advertise", "share", "mask", *confirm, "unmask")
 
     def point(self, client: int) -> int:
         """Where the polynomial of a secret is evaluated for a client."""

@@ -14,8 +14,7 @@ from koinon.secure._messages import Message, read_message
 from koinon.secure._server import SecureSum, Server
 from koinon.secure._setup import Setup
 
-Stage: TypeAlias = Literal["advertise", "share", "mask", "unmask"]
-_STAGES = ("advertise", "share", "mask", "unmask")
+Stage: TypeAlias = Literal["advertise", "share", "mask", "confirm", "unmask"]
 
 
 def simulate(
@@ -33,11 +32,13 @@ def simulate(
     Args:
       values: for each client a vector of non-negative integers, all of one length; the clients' ids are 0, 1, ...
       threshold: how many clients must be left at the end; None for the least number above two thirds.
-      dropouts: by client, the stage before whose message it goes away: `advertise`, `share`, `mask` or `unmask`.
-        Numbers of a client that goes away before `unmask` have arrived, and are in the sum.
+      dropouts: by client, the stage before whose message it goes away: `advertise`, `share`, `mask` or `unmask`, or
+        with an active server `confirm`. Numbers of a client that goes away later than before `mask` have arrived, and
+        are in the sum.
       modulus: the sum is computed modulo this; None for one that holds the sum.
       max_input: the greatest number of a client; None for the greatest that there is.
-      active_server: whether the clients trust the server not to keep to the protocol; then keys are signed.
+      active_server: whether the server is not trusted to keep to the protocol; then keys are signed, and clients
+        compare what they are told of who is left.
       observe: called with each message that the server receives.
 
     Returns:
@@ -57,11 +58,6 @@ def simulate(
     vectors = [np.asarray(value) for value in values]
     if not vectors or any(vector.ndim != 1 or vector.shape != vectors[0].shape for vector in vectors):
         raise KoinonTypeError("Each client has a vector, and all have one length.", found=[v.shape for v in vectors])
-    leaving = dict(dropouts or {})
-    if not leaving.keys() <= {*range(len(vectors))} or not {*leaving.values()} <= {*_STAGES}:
-        raise KoinonValueError(
-            "Nobody can drop out like this.", expected=f"a client, at one of {_STAGES}", found=leaving
-        )
     signing_keys = {client: SigningKey() for client in range(len(vectors))} if active_server else {}
     identities = {client: key.public for client, key in signing_keys.items()} if active_server else None
     largest = max((int(vector.max()) for vector in vectors if vector.size), default=0)
@@ -76,12 +72,17 @@ def simulate(
         setup = Setup.for_sums_of(ids, max_input=max(largest, 1) if max_input is None else max_input, **common)
     else:
         setup = Setup(ids, modulus=modulus, max_input=max_input, **common)
+    stages, leaving = setup.stages, dict(dropouts or {})
+    if not leaving.keys() <= {*ids} or not {*leaving.values()} <= {*stages}:
+        raise KoinonValueError(
+            "Nobody can drop out like this.", expected=f"a client, at one of {stages}", found=leaving
+        )
     clients = {client: Client(setup, client, signing_keys.get(client)) for client in ids}
     server = Server(setup)
 
-    def send(stage: Stage, answers: Mapping[int, Callable[[], Message]]) -> None:
+    def send(stage: str, answers: Mapping[int, Callable[[], Message]]) -> None:
         for client, answer in answers.items():
-            if client in leaving and _STAGES.index(leaving[client]) <= _STAGES.index(stage):
+            if client in leaving and stages.index(leaving[client]) <= stages.index(stage):
                 continue
             message = read_message(answer().to_bytes())
             if observe is not None:
@@ -89,12 +90,14 @@ def simulate(
             server.receive(message)
 
     send("advertise", {client: clients[client].advertise for client in ids})
-    steps: tuple[tuple[Stage, Callable[[int, Any], Message]], ...] = (
-        ("share", lambda client, roster: clients[client].share_keys(roster)),
-        ("mask", lambda client, shares: clients[client].mask(shares, vectors[client])),
-        ("unmask", lambda client, request: clients[client].unmask(request)),
-    )
-    for stage, step in steps:
+    steps: dict[str, Callable[[int, Any], Message]] = {
+        "share": lambda client, roster: clients[client].share_keys(roster),
+        "mask": lambda client, shares: clients[client].mask(shares, vectors[client]),
+        "confirm": lambda client, request: clients[client].confirm(request),
+        "unmask": lambda client, request: clients[client].unmask(request),
+    }
+    for stage in stages[1:]:
+        step = steps[stage]
         requests = {client: read_message(request.to_bytes()) for client, request in server.close_stage().items()}
         send(stage, {client: _answering(step, client, request) for client, request in requests.items()})
     return server.finish()

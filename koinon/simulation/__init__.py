@@ -4,6 +4,7 @@ from koinon.simulation import attacks, baselines, datasets, system, tasks
 from koinon.simulation._client_data import ClientData, FederatedDataset
 from koinon.simulation._files import FilePerUserClientData
 from koinon.simulation._generated import GeneratedClientData
+from koinon.simulation._hdf5 import HDF5ClientData
 from koinon.simulation._loop import (
     EVALUATION_METRICS_PREFIX,
     EVALUATION_TIME_KEY,
@@ -33,6 +34,7 @@ from koinon.simulation._sql import SqlClientData, save_to_sql_client_data
 from koinon.simulation._streamed import StreamedClientData
 from koinon.simulation._summary import ClientDataSummary
 from koinon.simulation._tasks import Task
+from koinon.simulation._tff_sql import load_and_parse_sql_client_data
 
 __all__ = [
     "EVALUATION_METRICS_PREFIX",
@@ -44,6 +46,7 @@ __all__ = [
     "FederatedDataset",
     "FilePerUserClientData",
     "GeneratedClientData",
+    "HDF5ClientData",
     "SqlClientData",
     "StreamedClientData",
     "Task",
@@ -62,6 +65,7 @@ __all__ = [
     "exponential_sizes",
     "iid",
     "linear_sizes",
+    "load_and_parse_sql_client_data",
     "periodic_availability",
     "run_training_process",
     "save_to_sql_client_data",

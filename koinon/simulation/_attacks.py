@@ -13,7 +13,15 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError, UnknownClientError
 from koinon.aggregators import AggregationFactory
-from koinon.aggregators._factory import ValueType, check_factory, check_floats, check_int, factory_like, next_parameter
+from koinon.aggregators._factory import (
+    ValueType,
+    check_factory,
+    check_floats,
+    check_int,
+    factory_like,
+    next_parameter,
+    prints_as_called,
+)
 from koinon.computation import (
     federated_broadcast,
     federated_computation,
@@ -135,6 +143,7 @@ def _largest_z(num_clients: jax.Array, num_byzantine: jax.Array) -> jax.Array:
     return jnp.maximum(jax.scipy.special.ndtri(jnp.clip(share, 0.5, 0.999)), 0.0)
 
 
+@prints_as_called
 def byzantine_factory(
     inner_agg_factory: AggregationFactory, attack: Attack, num_byzantine: int, seed: int = 0
 ) -> AggregationFactory:

@@ -8,8 +8,8 @@ from typing import Any, final
 import numpy as np
 
 from koinon._errors import KoinonValueError
+from koinon._jax import aligned_empty
 from koinon.computation import PackedSequences
-from koinon.computation._data import aligned_empty
 from koinon.simulation._columns import Columns, leaf_specs
 from koinon.types import Type
 

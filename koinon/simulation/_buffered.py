@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from koinon._errors import KoinonValueError
+from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.simulation._system import SystemModel
 
 
@@ -76,9 +76,16 @@ class BufferedSchedule:
           seed: where drawing the clients begins.
 
         Raises:
+          KoinonTypeError: if `population` is no sequence, for example a sampling function.
           KoinonValueError: if `concurrency` is not positive or more than there are clients, `buffer_size` is not
             positive, or `max_staleness` is negative.
         """
+        if not isinstance(population, Sequence):
+            raise KoinonTypeError(
+                "A buffered schedule draws from the ids of the clients itself.",
+                expected="their ids, such as `data.client_ids`",
+                found=type(population).__name__,
+            )
         if not 1 <= concurrency <= len(population) or buffer_size < 1 or (max_staleness or 0) < 0:
             raise KoinonValueError(
                 "A buffered schedule with these numbers is impossible.",

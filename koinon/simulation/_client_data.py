@@ -12,7 +12,7 @@ import numpy as np
 from koinon._errors import CardinalityError, KoinonTypeError, KoinonValueError
 from koinon.computation import Cohort, PackedSequences
 from koinon.simulation._columns import Columns, assemble, read_columns
-from koinon.simulation._ids import as_ids, unknown_client_error
+from koinon.simulation._ids import as_ids, check_count, unknown_client_error
 from koinon.simulation._prefetch import prefetch_cohorts
 from koinon.simulation._summary import ClientDataSummary, summarize
 from koinon.simulation._tables import read_table
@@ -132,9 +132,16 @@ class ClientData:
 
         Raises:
           KoinonValueError: if there are no clients, because then there is no type of the examples.
-          KoinonTypeError: if a leaf is no array of numbers.
+          KoinonTypeError: if `clients` is no mapping, or a leaf is no array of numbers.
           TypeNotAssignableError: if a client's examples have another type than those of the first client.
         """
+        if not isinstance(clients, Mapping):
+            raise KoinonTypeError(
+                "The datasets of clients are given by their ids.",
+                expected="a mapping of client ids to datasets",
+                found=type(clients).__name__,
+                hint="for a list, `ClientData.from_clients(dict(enumerate(datasets)))`",
+            )
         if not clients:
             raise KoinonValueError("A federated dataset made of clients needs at least one client.")
         parts: list[Columns] = []
@@ -277,6 +284,7 @@ class ClientData:
         Raises:
           KoinonValueError: if `size` is negative or more than there are clients.
         """
+        check_count("size", size)
         if not 0 <= size <= len(self):
             raise KoinonValueError(
                 f"{size} clients cannot be drawn without replacement.", expected=f"0 to {len(self)} clients"
@@ -307,9 +315,11 @@ class ClientData:
           The datasets of the training clients and of the test clients.
 
         Raises:
+          KoinonTypeError: if `num_test_clients` is no integer.
           KoinonValueError: if `num_test_clients` is not positive, leaves no client to train with, or is more than
             there are clients with examples.
         """
+        check_count("num_test_clients", num_test_clients)
         lengths = self._packed.lengths[self._positions]
         candidates = np.flatnonzero(lengths)
         if not 0 < num_test_clients < len(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,21 @@ def as_ids(client_ids: Iterable[Hashable]) -> list[Hashable]:
             hint=f"`cohort([{client_ids!r}])`",
         )
     return client_ids.tolist() if isinstance(client_ids, np.ndarray) else list(client_ids)
+
+
+def check_count(name: str, number: Any) -> None:
+    """Checks that a number of clients is an integer.
+
+    Raises:
+      KoinonTypeError: if it is none, for example because it is meant as a share.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | np.integer):
+        raise KoinonTypeError(
+            f"`{name}` is a number of clients.",
+            expected="an integer",
+            found=repr(number),
+            hint=f"for a share of them, `round({number!r} * len(data))`" if isinstance(number, float) else None,
+        )
 
 
 def unknown_client_error(unknown: Sequence[Hashable], client_ids: Sequence[Hashable]) -> UnknownClientError:

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
-from koinon._errors import KoinonValueError
+import numpy as np
+
+from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.learning._rounds import RoundOutput, RoundReport, Schedule, run_rounds, to_host
 from koinon.program import ProgramStateManager, ReleaseManager, wait_for_values
 from koinon.templates import IterativeProcess
@@ -57,7 +59,9 @@ def run_training_process(
       The state after the last round.
 
     Raises:
-      KoinonValueError: if a number of rounds is not positive, or one of the two functions for evaluation is missing.
+      KoinonValueError: if a number of rounds is no positive integer, or one of the two functions for evaluation is
+        missing.
+      KoinonTypeError: if `metrics_managers` is a release manager, and no list of them.
 
     Example:
       >>> import jax.numpy as jnp, koinon as ko
@@ -74,14 +78,21 @@ def run_training_process(
       >>> sorted(memory.values()[3])
       ['round_number', 'total', 'training_time_in_seconds']
     """
-    if min(total_rounds, rounds_per_evaluation, rounds_per_saving_program_state) < 1:
-        raise KoinonValueError(
-            "Numbers of rounds are positive.",
-            found=f"total_rounds={total_rounds}, rounds_per_evaluation={rounds_per_evaluation}, "
-            f"rounds_per_saving_program_state={rounds_per_saving_program_state}",
-        )
+    for name, number in {
+        "total_rounds": total_rounds,
+        "rounds_per_evaluation": rounds_per_evaluation,
+        "rounds_per_saving_program_state": rounds_per_saving_program_state,
+    }.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1:
+            raise KoinonValueError(f"`{name}` must be a positive integer.", found=f"{name}={number!r}")
     if (evaluation_fn is None) != (evaluation_selection_fn is None):
         raise KoinonValueError("An evaluation needs both `evaluation_fn` and `evaluation_selection_fn`.")
+    if isinstance(metrics_managers, ReleaseManager):
+        raise KoinonTypeError(
+            "`metrics_managers` is a list of release managers.",
+            found=type(metrics_managers).__name__,
+            hint="put it in a list: `metrics_managers=[manager]`",
+        )
     managers = list(metrics_managers or ())
 
     def evaluate(state: Any, number: int) -> dict[str, Any]:

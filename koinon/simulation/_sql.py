@@ -59,14 +59,16 @@ class SqlClientData(StreamedClientData):
           KoinonValueError: if there is no such file, or it is no database of clients.
         """
         self._path = pathlib.Path(database_filepath).absolute()
-        with self._connect() as database:
+        with connect_read_only(self._path) as database:
             found = [database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
             if found != [_APPLICATION_ID, _FORMAT_VERSION]:
                 raise KoinonValueError(
                     f"The database {str(self._path)!r} is not one of clients that this koinon reads.",
                     expected=f"application id {_APPLICATION_ID}, format version {_FORMAT_VERSION}",
                     found=f"application id {found[0]}, format version {found[1]}",
-                    hint="write it with `save_to_sql_client_data`",
+                    hint="read it with `load_and_parse_sql_client_data`, since it is one of TensorFlow Federated"
+                    if is_of_tff(database)
+                    else "write it with `save_to_sql_client_data`",
                 )
             rows = database.execute("SELECT client_id, position FROM clients ORDER BY position").fetchall()
         super().__init__((client_id for client_id, _ in rows), example_spec)
@@ -79,11 +81,11 @@ class SqlClientData(StreamedClientData):
           UnknownClientError: if there is no such client.
         """
         self._check_known([client_id])
-        with self._connect() as database:
+        with connect_read_only(self._path) as database:
             return self._select(database, "num_examples", client_id)
 
     def _read(self, client_ids: Sequence[Hashable]) -> Iterator[Any]:
-        with self._connect() as database:
+        with connect_read_only(self._path) as database:
             for client_id in client_ids:
                 try:
                     yield pytree_from_bytes(self._select(database, "examples", client_id))
@@ -98,16 +100,30 @@ class SqlClientData(StreamedClientData):
             raise KoinonValueError(f"The client {client_id!r} is no longer in {str(self._path)!r}.")
         return row[0]
 
-    @contextlib.contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for each use, since one must stay in its thread."""
-        try:
-            with contextlib.closing(sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True)) as database:
-                yield database
-        except sqlite3.Error as error:
-            raise KoinonValueError(
-                f"The database {str(self._path)!r} cannot be read.", found=f"{type(error).__name__}: {error}"
-            ) from error
+
+@contextlib.contextmanager
+def connect_read_only(path: str | os.PathLike[str]) -> Iterator[sqlite3.Connection]:
+    """A connection to a database, of its own for each use, since one must stay in its thread.
+
+    Raises:
+      KoinonValueError: if there is no such file, it is no database, or reading fails in the block.
+    """
+    try:
+        uri = f"{pathlib.Path(path).as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+            yield database
+    except sqlite3.Error as error:
+        raise KoinonValueError(
+            f"The database {os.fspath(path)!r} cannot be read.",
+            expected="a database of SQLite, uncompressed",
+            found="no such file" if not os.path.exists(path) else f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def is_of_tff(database: sqlite3.Connection) -> bool:
+    """Whether a database has the tables of those that TensorFlow Federated has written."""
+    names = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return names >= {"examples", "client_metadata"}
 
 
 def save_to_sql_client_data(

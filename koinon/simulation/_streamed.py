@@ -13,7 +13,7 @@ from koinon._errors import KoinonValueError
 from koinon.computation import Cohort
 from koinon.simulation._bucketed import Room, pack_bucketed
 from koinon.simulation._columns import Columns, assemble, read_columns
-from koinon.simulation._ids import as_ids, unknown_client_error
+from koinon.simulation._ids import as_ids, check_count, unknown_client_error
 from koinon.simulation._prefetch import prefetch_cohorts
 from koinon.simulation._summary import ClientDataSummary, merge_summaries, summarize
 from koinon.types import Type, to_type
@@ -129,6 +129,7 @@ class StreamedClientData(abc.ABC):
         Raises:
           KoinonValueError: if `size` is negative or more than there are clients.
         """
+        check_count("size", size)
         if not 0 <= size <= len(self):
             raise KoinonValueError(
                 f"{size} clients cannot be drawn without replacement.", expected=f"0 to {len(self)} clients"
@@ -172,9 +173,11 @@ class StreamedClientData(abc.ABC):
           The datasets of the training clients and of the test clients.
 
         Raises:
+          KoinonTypeError: if `num_test_clients` is no integer.
           KoinonValueError: if `num_test_clients` is not positive, leaves no client to train with, or is more than
             there are clients with examples.
         """
+        check_count("num_test_clients", num_test_clients)
         if not 0 < num_test_clients < len(self):
             raise KoinonValueError(
                 f"{num_test_clients} of {len(self)} clients cannot be test clients.",

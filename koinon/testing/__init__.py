@@ -1,21 +1,18 @@
 """What a test can ask of a computation besides its result.
 
 How much Python a call runs and whether it compiles, which are the same at each run, so that a test of speed can hold
-them; and how much an aggregation with differential privacy gives away, in audits that bound or estimate epsilon from
-outputs alone, and so find noise that is less than what is claimed.
+them; and how much an aggregation with differential privacy gives away, by clients that are canaries. Audits of scores
+that a test has made itself are in `koinon.privacy.audit`.
 
->>> import numpy as np, koinon as ko
->>> rng = np.random.default_rng(0)
->>> claim = ko.testing.gaussian_epsilon((0.0, 1.0), (1.0, 1.0), delta=1e-5)  # sensitivity 1, standard deviation 1
->>> honest = rng.normal(1.0, 1.0, 100_000), rng.normal(0.0, 1.0, 100_000)  # with a contribution, and without
->>> ko.testing.epsilon_lower_bound(*honest, delta=1e-5) <= claim
-True
->>> halved = rng.normal(1.0, 0.5, 100_000), rng.normal(0.0, 0.5, 100_000)
->>> ko.testing.epsilon_lower_bound(*halved, delta=1e-5) > claim
+>>> import koinon as ko
+>>> private, leaky = (
+...     ko.aggregators.DifferentiallyPrivateFactory.gaussian_fixed(noise, 100.0, 1.0, seed=0) for noise in (2.0, 0.1)
+... )
+>>> options = {"delta": 1e-5, "canaries": 100, "dimensions": 5000}
+>>> ko.testing.audit_with_canaries(private, **options) < 10.0 < ko.testing.audit_with_canaries(leaky, **options)
 True
 """
 
-from koinon.privacy.audit import canary_epsilon, epsilon_lower_bound, gaussian_epsilon, impossible_share
 from koinon.testing._canaries import audit_with_canaries
 from koinon.testing._counts import CompilationCount, FrameCount, count_compilations, count_frames
 
@@ -23,10 +20,6 @@ __all__ = [
     "CompilationCount",
     "FrameCount",
     "audit_with_canaries",
-    "canary_epsilon",
     "count_compilations",
     "count_frames",
-    "epsilon_lower_bound",
-    "gaussian_epsilon",
-    "impossible_share",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators import UnweightedAggregationFactory
+from koinon.aggregators._factory import named
 from koinon.privacy.audit import canary_epsilon
 from koinon.types import TensorType
 
@@ -37,7 +38,7 @@ def audit_with_canaries(
 
     Raises:
       TypeError: if the factory is not an `UnweightedAggregationFactory`.
-      ValueError: if a number is out of its range.
+      ValueError: if a number is out of its range, or the result of the aggregation is zero or not finite.
 
     References:
       Galen Andrew, Peter Kairouz, Sewoong Oh, Alina Oprea, H. Brendan McMahan, Vinith Suriyakumar: One-shot Empirical
@@ -54,7 +55,8 @@ def audit_with_canaries(
         raise KoinonTypeError(
             "What is audited must be an unweighted aggregation: a weight would be a second secret of a client.",
             expected="UnweightedAggregationFactory",
-            found=type(factory).__qualname__,
+            found=named(factory),
+            hint="audit what is inside `as_weighted_aggregator`",
         )
     if canaries < 2 or dimensions < 1 or not norm > 0.0:
         raise KoinonValueError(
@@ -67,4 +69,11 @@ def audit_with_canaries(
     # A little shorter, so that rounding clips none of them.
     clients = list((directions * (norm * (1.0 - 1e-6))).astype(np.float32))
     released: Any = np.asarray(process.next(process.initialize(), clients).result, np.float64)
-    return canary_epsilon(directions @ released / np.linalg.norm(released), dimensions, delta)
+    length = float(np.linalg.norm(released))
+    if not 0.0 < length < np.inf:
+        raise KoinonValueError(
+            "The aggregation gave no direction to compare those of the canaries with.",
+            expected="a result that is finite, and not zero",
+            found=f"a result of the norm {length}",
+        )
+    return canary_epsilon(directions @ released / length, dimensions, delta)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NoReturn
 
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.types import _relate
+from koinon.types._elide import elided
 from koinon.types._kinds import ABSTRACT
 
 MAX_DEPTH = 200
@@ -90,16 +91,22 @@ class Type(abc.ABC):
         """Whether this type, or one inside it, is of one of these kinds; a fast form of `type_contains`."""
         return bool(self._kinds & kinds)
 
-    def compact_representation(self) -> str:
+    def compact_representation(self, width: int | None = None) -> str:
         """Returns the notation of this type on one line, without spaces after commas.
 
+        Args:
+          width: at most so many characters, as far as leaving out the fields of structures can do it: the innermost
+            print as `<...>`, which `koinon.types.parse` does not read. None for the whole type.
+
         >>> from koinon.types import StructType, TensorType, at_clients
-        >>> at_clients(StructType([("a", TensorType("int32")), ("b", TensorType("float32"))])).compact_representation()
-        '{<a=int32,b=float32>}@CLIENTS'
+        >>> pair = at_clients(StructType([("a", TensorType("int32")), ("b", StructType([TensorType("float32")] * 9))]))
+        >>> pair.compact_representation(40)
+        '{<a=int32,b=<...>>}@CLIENTS'
         """
         if self._text is None:
             object.__setattr__(self, "_text", self._fold(lambda type_, parts: type_._print(parts, indented=False), {}))
-        return str(self._text)
+        text = str(self._text)
+        return text if width is None or len(text) <= width else elided(self, width)
 
     def formatted_representation(self) -> str:
         """Returns the notation of this type with one line for each field of a structure.
@@ -207,9 +214,3 @@ def _check_is_type(other: object) -> Type:
     if not isinstance(other, Type):
         raise KoinonTypeError("Only types can be compared.", expected="a koinon type", found=repr(other))
     return other
-
-
-def abbreviate(type_: Type, limit: int = 200) -> str:
-    """Returns the notation of a type, cut off where a message would become too long."""
-    text = str(type_)
-    return text if len(text) <= limit else text[:limit] + "..."

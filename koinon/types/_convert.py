@@ -64,7 +64,9 @@ def _read_spec(spec: Any) -> Type | Parts:
             f"Unable to interpret an argument of type {type(spec).__name__} as a type spec.",
             expected="a type, a dtype, (dtype, shape), an array, a jax.ShapeDtypeStruct, or a container of those",
             found=reprlib.repr(spec),
-            hint="write a dtype such as np.int32, or parse the notation with `koinon.types.parse`",
+            hint="write a shape as a tuple, as in (np.float32, (3,))"
+            if type(spec) is int
+            else "write a dtype such as np.int32, or parse the notation with `koinon.types.parse`",
         )
     return parts
 

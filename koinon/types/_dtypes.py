@@ -116,9 +116,17 @@ def as_dtype(spec: object) -> DType:
             "There is no tensor type with this dtype.",
             expected="a dtype of JAX: bool, an integer, floating-point or complex dtype, or a typed PRNG key",
             found=repr(spec),
-            hint="map text and other objects to integers or floats before they enter a computation",
+            hint=_hint(spec),
         )
     return dtype
+
+
+def _hint(spec: object) -> str:
+    if isinstance(spec, (list, tuple)):
+        return "the dtype comes before the shape: TensorType(jnp.float32, (3,))"
+    if isinstance(spec, str):
+        return "write a dtype such as jnp.float32, or its name, 'float32'"
+    return "map text and other objects to integers or floats before they enter a computation"
 
 
 def is_bool(dtype: DType) -> bool:

@@ -195,7 +195,7 @@ def check_sum_compatible(type_: Type, what: str = "Values of this type cannot be
     Raises:
       SumIncompatibleError: if not; the message names the part that is to blame.
     """
-    _check(SumIncompatibleError, what, "numeric tensors of known shape", type_, _why_no_sum)
+    _check(SumIncompatibleError, what, "numeric tensors of known shape", type_, _why_no_sum, "jnp.int32")
 
 
 def check_mean_compatible(type_: Type, what: str = "Values of this type cannot be averaged.") -> None:
@@ -208,7 +208,8 @@ def check_mean_compatible(type_: Type, what: str = "Values of this type cannot b
     Raises:
       MeanIncompatibleError: if not; the message names the part that is to blame.
     """
-    _check(MeanIncompatibleError, what, "floating-point or complex tensors of known shape", type_, _why_no_mean)
+    expected = "floating-point or complex tensors of known shape"
+    _check(MeanIncompatibleError, what, expected, type_, _why_no_mean, "jnp.float32")
 
 
 def check_min_max_compatible(type_: Type, what: str = "Values of this type have no minimum and maximum.") -> None:
@@ -250,11 +251,20 @@ def _check(
     expected: str,
     type_: Type,
     why_not: Callable[[Type], str | None],
+    convert_to: str | None = None,
 ) -> None:
     for path, leaf in _leaves(type_, ""):
         reason = why_not(leaf)
         if reason is not None:
-            raise error_class(what, expected=expected, found=type_, differs=f"{path or 'the top'}: {leaf}: {reason}")
+            differs = f"{path or 'the top'}: {leaf}: {reason}"
+            raise error_class(what, expected=expected, found=type_, differs=differs, hint=_way_out(leaf, convert_to))
+
+
+def _way_out(leaf: Type, convert_to: str | None) -> str | None:
+    if isinstance(leaf, SequenceType):
+        return "reduce each sequence to a tensor first"
+    is_number = isinstance(leaf, TensorType) and not _dtypes.is_key_dtype(leaf.dtype) and leaf.is_fully_defined
+    return f"convert it first, as in x.astype({convert_to})" if is_number and convert_to else None
 
 
 def _leaves(type_: Type, path: str) -> Iterator[tuple[str, Type]]:

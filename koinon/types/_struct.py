@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, final
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon.types._base import Type, abbreviate, as_type
+from koinon.types._base import Type, as_type
 from koinon.types._kinds import STRUCT
 
 MAX_FIELDS = 100_000
@@ -111,7 +111,7 @@ class StructType(Type):
         # Reached only by names that the class does not have: a field called `items` is found as `t["items"]`.
         index = object.__getattribute__(self, "_index")
         if name not in index:
-            raise AttributeError(f"The type {abbreviate(self)} has no field `{name}`.")
+            raise AttributeError(f"The type {self.compact_representation(200)} has no field `{name}`.")
         return self._types[index[name]]
 
     def __dir__(self) -> list[str]:

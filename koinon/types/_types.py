@@ -9,7 +9,7 @@ from typing import Any, final
 
 from koinon._errors import IllTypedError, KoinonTypeError, KoinonValueError
 from koinon.types import _dtypes
-from koinon.types._base import Type, abbreviate, as_type
+from koinon.types._base import Type, as_type
 from koinon.types._kinds import ABSTRACT, FEDERATED, FUNCTION, PLACEMENT, SEQUENCE, TENSOR
 from koinon.types._placements import CLIENTS, SERVER, PlacementLiteral
 
@@ -94,7 +94,10 @@ def _as_shape(shape: object) -> tuple[int | None, ...]:
             sizes.append(None if size is None else operator.index(size))
     except TypeError:
         raise KoinonTypeError(
-            "A shape is a sequence of dimensions.", expected="integers, or None where unknown", found=repr(shape)
+            "A shape is a sequence of dimensions.",
+            expected="integers, or None where unknown",
+            found=repr(shape),
+            hint=f"write ({shape},) for a vector" if type(shape) is int else None,
         ) from None
     for size in sizes:
         if size is not None and not 0 <= size <= MAX_DIMENSION:
@@ -176,7 +179,12 @@ class FederatedType(Type):
     def __init__(self, member: Any, placement: PlacementLiteral, all_equal: bool | None = None) -> None:
         member = as_type(member)
         if not isinstance(placement, PlacementLiteral):
-            raise KoinonTypeError("A placed value needs a placement.", expected="CLIENTS or SERVER", found=placement)
+            raise KoinonTypeError(
+                "A placed value needs a placement.",
+                expected="CLIENTS or SERVER",
+                found=repr(placement),
+                hint="give the type first and then ko.CLIENTS or ko.SERVER, which are no text",
+            )
         if not (all_equal is None or isinstance(all_equal, bool)):
             raise KoinonTypeError("`all_equal` is a truth value or None.", found=repr(all_equal))
         _refuse_inside("placed value", member, FEDERATED | FUNCTION)
@@ -316,8 +324,9 @@ class AbstractType(Type):
 def _refuse_inside(outer: str, inner: Type, kinds: int) -> None:
     if inner._kinds & kinds:
         names = {FEDERATED: "a placed value", FUNCTION: "a function", SEQUENCE: "a sequence"}
-        refused = " or ".join(name for kind, name in names.items() if kind & kinds)
-        raise IllTypedError(f"A {outer} cannot have {refused} inside.", found=abbreviate(inner))
+        *others, last = [name for kind, name in names.items() if kind & kinds]
+        refused = f"{', '.join(others)} or {last}"
+        raise IllTypedError(f"A {outer} cannot have {refused} inside.", found=inner.compact_representation(200))
 
 
 def at_clients(member: Any) -> FederatedType:

@@ -473,6 +473,18 @@ def test_sampling_does_not_amplify_rounds_that_depend_on_each_other():
         privacy_spent(process.next(process.initialize(), CLIENTS).state, 1e-5, PoissonSampling(0.1))
 
 
+def test_sampling_does_not_amplify_noise_that_hides_each_client_from_the_server():
+    """The server sees who sends; without sampling, the epsilon is that of half the multiplier."""
+    dp_accounting()
+    process = process_of("local")
+    state = process.next(process.initialize(), CLIENTS).state
+
+    with pytest.raises(ko.errors.KoinonValueError, match="noise of the server"):
+        privacy_spent(state, 1e-5, PoissonSampling(0.1))
+    half = extract_dp_event_from_state(state).noise_multiplier
+    assert privacy_spent(state, 1e-5) == pytest.approx(ko.privacy.compute_epsilon(half, 1, 1e-5, NoSampling()))
+
+
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_the_privacy_report_finds_the_protection(name):
     """The result is protected in the report, with the clip and the noise; counts of clients are not, and are listed."""

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from koinon.aggregators import (
+    EncodedSumFactory,
     MeanFactory,
     PrivateQuantileEstimationProcess,
+    UniformQuantizer,
     UnweightedMeanFactory,
     clipping_factory,
     excluding_non_finite_factory,
@@ -52,6 +54,38 @@ def test_a_client_of_weight_zero_is_an_absent_client(backend):
     without = process.next(process.initialize(), CLIENTS, WEIGHTS)
 
     assert str(with_it) == str(without)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MeanFactory(no_nan_division=True),
+        lambda: MeanFactory(EncodedSumFactory(UniformQuantizer(8, stochastic=False)), no_nan_division=True),
+    ],
+    ids=["mean", "compressed mean"],
+)
+def test_a_weighted_value_that_overflows_is_left_out_with_its_weight(make):
+    """Neither infinity for everyone, nor its weight in the mean without its value; a heavy value that fits counts."""
+    process = excluding_non_finite_factory(make()).create(VECTOR, FLOAT)
+    heavy = [*WEIGHTS, np.float32(1e37)]
+    with_it = process.next(process.initialize(), [*CLIENTS, np.float32([30.0, 400.0])], heavy)
+    without = process.next(process.initialize(), CLIENTS, WEIGHTS)
+    fits = process.next(process.initialize(), [*CLIENTS, np.float32([1.0, 2.0])], heavy)
+
+    np.testing.assert_array_equal(with_it.result, without.result)
+    assert int(with_it.measurements["non_finite_clients"]) == 1
+    np.testing.assert_allclose(fits.result, [1.0, 2.0], rtol=0.02)  # the others weigh nothing beside 1e37
+    assert int(fits.measurements["non_finite_clients"]) == 0
+
+
+def test_half_precision_is_not_left_out_for_its_weight():
+    """A product beyond float16 is one that clipping inside may still make small."""
+    clipped = clipping_factory(1.0, MeanFactory(no_nan_division=True))
+    process = excluding_non_finite_factory(clipped).create(TensorType(jnp.float16, (1,)), FLOAT)
+    output = process.next(process.initialize(), [np.float16([1000.0])], [100.0])
+
+    assert int(output.measurements["non_finite_clients"]) == 0
+    assert float(output.result[0]) == pytest.approx(1.0, rel=2e-3)
 
 
 def test_a_cohort_of_nothing_gives_zeros(backend):

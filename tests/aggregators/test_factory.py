@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import koinon as ko
 from koinon.aggregators import (
+    DifferentiallyPrivateFactory,
+    KrumFactory,
     MeanFactory,
+    PrivateQuantileEstimationProcess,
     SumFactory,
     UnweightedAggregationFactory,
     UnweightedMeanFactory,
@@ -16,10 +23,13 @@ from koinon.aggregators import (
     add_measurements,
     as_weighted_aggregator,
     clipping_factory,
+    excluding_non_finite_factory,
     zeroing_factory,
 )
+from koinon.errors import KoinonTypeError
 from koinon.templates import AggregationProcess
 from koinon.types import SequenceType, TensorType, at_clients, to_type
+from tests.contracts.aggregators import AGGREGATORS
 
 FLOAT = TensorType(jnp.float32)
 
@@ -132,3 +142,48 @@ def test_only_an_unweighted_factory_is_made_weighted(argument):
     """Not a weighted one, not nothing, not a class."""
     with pytest.raises(TypeError, match="must be an unweighted factory"):
         as_weighted_aggregator(argument)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_a_factory_prints_as_the_call_that_made_it(name):
+    """With the public name of the row, and the factories inside, not as an object at an address."""
+    text = repr(AGGREGATORS[name].make())
+
+    assert name.split()[0] in text
+    assert not re.search(r" object at |\n|\b_[A-Z]", text)
+
+
+def test_arguments_print_as_they_were_given():
+    """Nested factories and processes too; also of a factory that a user wrote, and of one that is frozen."""
+
+    class Mine(UnweightedAggregationFactory):
+        def __init__(self, scale, *, inner):
+            del scale, inner
+
+        def create(self, value_type):
+            return SumFactory().create(value_type)
+
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Mine):
+        scale: float
+
+    norm = PrivateQuantileEstimationProcess.no_noise(1.0, 0.5, 0.2)
+    made = zeroing_factory(norm, Mine(2, inner=KrumFactory(1, num_selected=None)), norm_order=2.0)
+
+    assert repr(made) == (
+        "zeroing_factory(<PrivateQuantileEstimationProcess>, "
+        f"{Mine.__qualname__}(2, inner=KrumFactory(1, num_selected=None)), norm_order=2.0)"
+    )
+    assert repr(DifferentiallyPrivateFactory.local(1.0, 10, clip=0.5)) == (
+        "DifferentiallyPrivateFactory.local(1.0, 10, clip=0.5)"
+    )
+    assert repr(Frozen(0.5)) == f"{Frozen.__qualname__}(scale=0.5)"
+    assert repr(copy.copy(made)) == repr(made)
+
+
+def test_an_error_names_the_factory_that_was_passed():
+    """By the call that made it."""
+    with pytest.raises(KoinonTypeError, match=r"zeroing_factory\(1\.0, SumFactory\(\)\)"):
+        excluding_non_finite_factory(zeroing_factory(1.0, SumFactory()))
+    with pytest.raises(KoinonTypeError, match="the class MeanFactory"):
+        clipping_factory(1.0, MeanFactory)

@@ -202,12 +202,14 @@ def test_devices_share_the_clients_of_a_round() -> None:
     with ko.backends.use(backend):
         found = NEXT(STATE, chosen)
         copy = data.on_device(device=jax.local_devices()[1])
-        NEXT(found, chosen)
+        with count_compilations() as compiled:
+            NEXT(found, chosen)
     np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-5)
     assert found["w"].devices() == {jax.local_devices()[0]}
     assert {device for buffer in copy for device in buffer.devices()} == {jax.local_devices()[1]}
     assert all(a is b for a, b in zip(copy, data.on_device(device=jax.local_devices()[1]), strict=True))
     assert backend.explain(NEXT, STATE, chosen).devices == 2
+    assert compiled.total == 0
 
 
 def test_a_strategy_stands_for_options() -> None:

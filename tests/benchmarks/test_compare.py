@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -38,7 +39,7 @@ def line(contestant: str, workload: str, times: list[float], **fields: Any) -> d
 
 
 def test_every_contestant_has_its_script_and_its_environment(benchmarks: types.SimpleNamespace) -> None:
-    """The table names scripts that exist and environments that can be made, and shows all in a colour of their own."""
+    """The table names scripts that exist and environments that can be made, and series have colours of their own."""
     table = benchmarks.contestants
     for contestant in table.CONTESTANTS.values():
         assert (FOLDER / contestant.script).is_file()
@@ -47,10 +48,21 @@ def test_every_contestant_has_its_script_and_its_environment(benchmarks: types.S
         assert contestant.environment in table.IMPORTS
         assert contestant.kind in {"as it comes", "tuned", "by hand"}
         assert set(contestant.impossible) <= {table.full_name(name) for name in benchmarks.workloads.WORKLOADS}
-    assert len({benchmarks.report.color_of(name) for name in table.CONTESTANTS}) == len(table.CONTESTANTS)
+    colors = benchmarks.report.COLORS
+    assert set(colors) == {table.series_of(name)[0] for name in table.CONTESTANTS}
+    assert len(set(colors.values())) == len(colors)
 
 
-@pytest.mark.parametrize("name", ["W1", "W3", "W4"])
+def test_the_number_at_the_end_of_a_name_is_that_of_its_cores(benchmarks: types.SimpleNamespace) -> None:
+    """A contestant is kept to so many cores; growing workloads are by default not run with fewer than there are."""
+    table = benchmarks.contestants
+    for name, contestant in table.CONTESTANTS.items():
+        assert table.series_of(name)[1] == contestant.cores <= table.CORES
+        assert table.is_asked_for(name, "W3")
+        assert table.is_asked_for(name, "W3-10000") == (contestant.cores in (0, table.CORES))
+
+
+@pytest.mark.parametrize("name", ["W1", "W1-32", "W3", "W4"])
 def test_a_workload_is_the_same_bytes_each_time(benchmarks: types.SimpleNamespace, name: str) -> None:
     """Contestants make the data in processes of their own, so making it twice must give the same."""
     one, other = (benchmarks.workloads.WORKLOADS[name]() for _ in range(2))
@@ -61,6 +73,14 @@ def test_a_workload_is_the_same_bytes_each_time(benchmarks: types.SimpleNamespac
     np.testing.assert_array_equal(one.cohort_of(3), other.cohort_of(3))
     assert len(set(one.cohort_of(3).tolist())) == one.cohort
     assert one.name == benchmarks.contestants.full_name(name)
+
+
+def test_a_larger_model_trains_on_the_same_data(benchmarks: types.SimpleNamespace) -> None:
+    """Only the hidden layer grows: 64 inputs, so many hidden units and 10 outputs, with their biases."""
+    one, other = (benchmarks.workloads.WORKLOADS[name]() for name in ("W1", "W1-512"))
+    assert one.x.tobytes() == other.x.tobytes()
+    assert one.sizes.tolist() == other.sizes.tolist()
+    assert benchmarks.report.parameters_of("W1-512") == 65 * 512 + 513 * 10
 
 
 def test_contestants_take_turns(benchmarks: types.SimpleNamespace) -> None:
@@ -92,6 +112,16 @@ def test_a_run_returns_what_the_process_printed_and_how_it_ended(benchmarks: typ
         while _is_alive(int(output)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that keeps processes to cores")
+def test_a_run_is_kept_to_its_cores(benchmarks: types.SimpleNamespace) -> None:
+    """The process sees as many cores as it was given, and the comparison keeps all of its own."""
+    there = os.sched_getaffinity(0)
+    script = "import os; print(len(os.sched_getaffinity(0)))"
+    outputs = [benchmarks.compare.run([sys.executable, "-c", script], 60, cores)[1] for cores in (0, 1)]
+    assert [int(output) for output in outputs] == [len(there), 1]
+    assert os.sched_getaffinity(0) == there
 
 
 def _is_alive(pid: int) -> bool:
@@ -163,8 +193,19 @@ def test_workloads_are_shown_in_the_order_of_their_growth(benchmarks: types.Simp
     names = ["W3-10000", "W1", "W3-100", "W3-1000", "W4"]
     shown = benchmarks.report.summaries([line("koinon", name, [1.0]) for name in names])
     assert list(shown) == ["W1", "W3-100", "W3-1000", "W3-10000", "W4"]
-    points = benchmarks.report.growth(shown, "round")
+    points = benchmarks.report.growth(shown, "W3", benchmarks.report.size_of, "round")
     assert points == {"koinon": [(100, 1.0), (1000, 1.0), (10000, 1.0)]}
+
+
+def test_growth_in_cores_is_drawn_by_itself(benchmarks: types.SimpleNamespace) -> None:
+    """Contestants that differ in their cores are one series there; elsewhere the one with the most stands for it."""
+    times = {"koinon": (4, 1.0), "koinon-1": (1, 4.0), "pfl-1": (1, 8.0), "pfl-4": (4, 3.0), "drjax": (4, 5.0)}
+    rows = benchmarks.report.summaries([line(name, "W1", [time], cores=n) for name, (n, time) in times.items()])["W1"]
+    assert list(rows) == ["koinon", "koinon-1", "drjax", "pfl-1", "pfl-4"]
+    best = benchmarks.report.on_most_cores(rows)
+    assert {name: summary.round for name, summary in best.items()} == {"koinon": 1.0, "drjax": 5.0, "pfl": 3.0}
+    series = benchmarks.report.growth_in_cores(rows)
+    assert series == {"koinon": [(1, 1 / 4), (4, 1.0)], "pfl": [(1, 1 / 8), (4, 1 / 3)]}
 
 
 def test_only_what_is_between_the_markers_changes(benchmarks: types.SimpleNamespace) -> None:
@@ -187,6 +228,8 @@ def test_the_report_writes_page_and_plots(
     machine = {"processor": "Abacus", "system": "Linux", "memory_gb": 24.2}
     common = {"machine": machine, "date": "2026-11-21", "versions": {"koinon": "0.1"}}
     lines = [line("koinon", f"W3-{10**n}", [10.0 ** (n - 4)], **common) for n in (2, 3)]
+    lines += [line("koinon", f"W1-{n}", [n / 100], **common) for n in (32, 512)]
+    lines += [line("koinon-1", "W3-1000", [0.2], **(common | {"cores": 1}))]
     results, page = tmp_path / "results.jsonl", tmp_path / "benchmarks.md"
     results.write_text("".join(json.dumps(entry) + "\n" for entry in lines), encoding="utf-8")
     page.write_text(f"{benchmarks.report.BEGIN}\n{benchmarks.report.END}", encoding="utf-8")
@@ -195,9 +238,9 @@ def test_the_report_writes_page_and_plots(
     assert "Measured on 2026-11-21 on 2 cores of Abacus, 24 GB, Linux, Python 3.11.7." in text
     assert "Versions: koinon 0.1." in text
     assert "### W3-100\n" in text
-    for file in ("rounds.svg", "clients-time.svg", "clients-memory.svg"):
-        assert f"(assets/benchmarks/{file})" in text
-        assert (tmp_path / "assets" / "benchmarks" / file).read_text(encoding="utf-8").startswith("<?xml")
+    for file in ("rounds", "clients-time", "clients-memory", "parameters-time", "parameters-memory", "cores"):
+        assert f"(assets/benchmarks/{file}.svg)" in text
+        assert (tmp_path / "assets" / "benchmarks" / f"{file}.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert capsys.readouterr().err == ""
 
 

@@ -82,10 +82,18 @@ def test_long_types_and_constants_are_cut() -> None:
         constant = ko.federated_value(jnp.arange(10_000.0), ko.SERVER)
         return ko.federated_map(lambda s: s, state), constant
 
-    lines = str(plan(big)).splitlines()[1:]
+    lines = str(plan(big)).splitlines()
+    whole = plan(big).formatted_representation(width=None).splitlines()
 
     assert max(len(line) for line in lines) < 200
-    assert any("..." in line for line in lines)
+    assert lines[0] == "big: (<state=<...>@SERVER,x={float32}@CLIENTS> -> <<...>@SERVER,float32[10000]@SERVER>)"
+    shown = [line.split(": ")[1].split(" = ")[0] for line in lines if line.startswith("    %")]
+    assert shown[1].startswith("<field_00=float32[0],field_01=float32[1],")
+    assert shown[1].endswith(",...>@SERVER")
+    assert max(len(type_) for type_ in shown) <= 72
+    assert whole[0] == f"big: {big.type_signature}"
+    assert any(f": {at_server(wide)} = " in line for line in whole)
+    assert not any("<...>" in line for line in whole)
 
 
 def test_step_texts_are_those_of_the_page() -> None:

@@ -285,6 +285,47 @@ def test_what_is_mapped_must_be_a_function(fn: Any) -> None:
     assert caught.value.found == f"{type(fn).__name__} {fn!r}"
 
 
+SEQUENCE = at_clients(SequenceType(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("use", "type_", "message", "hint"),
+    [
+        (lambda v: ko.federated_map(v, identity), INT, "takes the function first", "ko.federated_map(fn, value)"),
+        (lambda v: ko.sequence_map(v, identity), SEQUENCE, "takes the function first", "ko.sequence_map(fn, value)"),
+        (lambda v: ko.federated_map(lambda x, y: x, v), INT, "mapping function has 2 parameters", "(first, second)"),
+        (
+            lambda v: ko.federated_map(ko.federated_computation(identity, INT), v),
+            INT,
+            "takes a placed value",
+            "call it with the value: fn(value)",
+        ),
+        (
+            lambda v: ko.federated_map(ko.jax_computation(identity, np.float32), v),
+            SEQUENCE,
+            r"expects a parameter of type float32, the value to be mapped is of type \{float32\*\}@CLIENTS",
+            "ko.sequence_map",
+        ),
+        (lambda v: ko.sequence_reduce(v, 0, lambda a, x: a + x), SEQUENCE, "of the type of the zero", "0.0 is a"),
+        (
+            lambda v: ko.federated_aggregate(v, 0, lambda a, x: a + x / 2, lambda a, b: a + b, identity),
+            INT,
+            "`accumulate` must return",
+            "0.0 is a float32",
+        ),
+        (lambda v: ko.federated_mean(v, 1.0), FLOAT, "The weight must be", "ko.federated_value(value, ko.CLIENTS)"),
+    ],
+)
+def test_what_is_often_mistaken_is_answered_by_what_was_meant(
+    use: Callable[..., Any], type_: Type, message: str, hint: str
+) -> None:
+    """Each is a koinon TypeError with the line, and with what to write instead."""
+    with pytest.raises(KoinonTypeError, match=message) as caught:
+        ko.federated_computation(lambda v: use(v), type_)
+    assert hint in (caught.value.hint or "")
+    assert blamed_line(caught.value)
+
+
 def test_a_mapped_function_must_take_a_parameter() -> None:
     """A function without parameters cannot be mapped."""
     with pytest.raises(OperandError, match="The mapping function must take a parameter"):

@@ -74,3 +74,19 @@ def test_a_page_has_one_binding_on_each_line_with_its_type() -> None:
         "  v2: int32@SERVER = federated_max(v0)",
         " in <max=v2,total=v1>))",
     ]
+
+
+def test_a_page_leaves_out_what_is_too_long_of_a_type() -> None:
+    """The lines of a page stay readable, and the expression has the whole types."""
+    wide = at_clients({f"w{i}": np.float32 for i in range(10, 50)})
+
+    @ko.federated_computation(wide)
+    def mean(values: Any) -> Any:
+        return ko.federated_mean(values)
+
+    line = formatted(mean.expression).splitlines()[1]
+
+    assert line.startswith("  v1: <w10=float32,w11=float32,")
+    assert line.endswith(",...>@SERVER = federated_mean(v0)")
+    assert len(line) < 110
+    assert "w49=float32" in str(mean.type_signature)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import math
 import operator
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from koinon.errors import (
     TypeNotAssignableError,
     UnsupportedTypeError,
 )
-from koinon.types import StructType, at_clients, at_server
+from koinon.types import SequenceType, StructType, at_clients, at_server
 from tests.messages import blamed_line
 
 INT = at_clients(np.int32)
@@ -133,7 +135,7 @@ def test_a_value_prints_its_type() -> None:
 _BINARY = (
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow),
     *(operator.matmul, operator.and_, operator.or_, operator.xor, operator.lt, operator.le, operator.gt, operator.ge),
-    *(operator.eq, operator.ne),
+    *(operator.eq, operator.ne, operator.lshift, operator.rshift, divmod),
 )
 
 
@@ -153,10 +155,17 @@ def test_there_is_no_arithmetic_on_traced_values(op: Callable[[Any, Any], Any]) 
         assert isinstance(caught.value, TypeError)
         assert blamed_line(caught.value).startswith("return op(")
         assert caught.value.hint is not None
-        assert "jax_computation" in caught.value.hint
+        assert "ko.federated_map(fn, value)" in caught.value.hint
 
 
-@pytest.mark.parametrize("op", [operator.neg, operator.pos, abs, float, int, range, bool], ids=lambda op: op.__name__)
+@pytest.mark.parametrize(
+    "op",
+    [
+        *(operator.neg, operator.pos, operator.invert, abs, round, math.trunc, math.floor, math.ceil),
+        *(float, int, complex, range, bool, math.sqrt),
+    ],
+    ids=lambda op: op.__name__,
+)
 def test_a_traced_value_is_no_number(op: Callable[[Any], Any]) -> None:
     """Unary operators and conversions are TypeErrors."""
     with pytest.raises(TracingError) as caught:
@@ -179,20 +188,124 @@ def test_a_traced_value_has_no_truth_value() -> None:
 
 @pytest.mark.parametrize(
     "use",
-    [lambda v: np.sin(v), lambda v: np.float32(1) + v, lambda v: jnp.float32(1) + v, lambda v: np.asarray(v)],
-    ids=["np.sin", "np.float32 +", "jnp.float32 +", "np.asarray"],
+    {
+        "np.sin": lambda v: np.sin(v),
+        "np.float32 +": lambda v: np.float32(1) + v,
+        "np.asarray": lambda v: np.asarray(v),
+        "jnp.float32 +": lambda v: jnp.float32(1) + v,
+        "jnp.asarray": lambda v: jnp.asarray(v),
+        "jnp.stack": lambda v: jnp.stack([v, v]),
+        # These reach JAX's own checks of operands first.
+        "jnp.mean": lambda v: jnp.mean(v),
+        "jnp.linalg.norm": lambda v: jnp.linalg.norm(v),
+        "jax.nn.relu": lambda v: jax.nn.relu(v),
+        "jax.lax.add": lambda v: jax.lax.add(v, v),
+        "jax.grad": lambda v: jax.grad(lambda x: x)(v),
+        "jax.jit": lambda v: jax.jit(lambda x: x)(v),
+        "jax.vmap": lambda v: jax.vmap(lambda x: x)(v),
+        "jax.eval_shape": lambda v: jax.eval_shape(lambda x: x, v),
+        "jax.lax.scan": lambda v: jax.lax.scan(lambda c, x: (c, x), 0.0, v),
+        "jax.lax.cond": lambda v: jax.lax.cond(v, lambda: 1, lambda: 2),
+        "jax.tree.map": lambda v: jax.tree.map(jnp.sin, {"a": v}),
+        "mapped closure": lambda v: ko.federated_map(lambda x: x + jnp.sin(v), v),
+    }.items(),
+    ids=lambda item: item[0],
 )
-def test_numpy_and_jax_take_no_traced_value(use: Callable[[Any], Any]) -> None:
-    """An operator or function of arrays names the line of the user, not one of the library of arrays."""
+@pytest.mark.parametrize("place", [at_clients, at_server])
+def test_numpy_and_jax_take_no_traced_value(use: tuple[str, Callable[[Any], Any]], place: Callable[..., Any]) -> None:
+    """A function of arrays names the line of the user, not one of the library of arrays, and says what to do."""
     with pytest.raises(TracingError, match="cannot be an operand of a function of JAX or numpy") as caught:
-        ko.federated_computation(use, at_clients(np.float32))
+        ko.federated_computation(use[1], place(np.float32))
+    assert use[0].split()[-1] in blamed_line(caught.value) or "lambda x:" in blamed_line(caught.value)
+    assert caught.value.hint is not None
+    assert "ko.federated_map(fn, " in caught.value.hint
+    assert caught.value.__cause__ is None
+    assert __file__ in {frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)[1:]}
+
+
+def test_other_errors_of_a_traced_function_are_left_as_they_are() -> None:
+    """What a user raises, and what JAX says of its own arrays, comes through."""
+    error = TypeError("mine")
+
+    def raises(v: Any) -> Any:
+        raise error
+
+    with pytest.raises(TypeError) as caught:
+        ko.federated_computation(raises, INT)
+    assert caught.value is error
+    with pytest.raises(TypeError, match="str") as caught:
+        ko.federated_computation(lambda v: jnp.sin("text"), INT)  # pyright: ignore[reportArgumentType]
+    assert not isinstance(caught.value, TracingError)
+
+
+def test_the_way_out_depends_on_where_the_value_is() -> None:
+    """Values are mapped where they are, captured ones are arguments, and unplaced ones are those of a computation."""
+    sequence = at_clients(SequenceType(np.float32))
+    for type_, use, way_out in [
+        (at_server(np.float32), lambda v: v + 1, "apply a function where it is: ko.federated_map(fn, value)"),
+        (at_clients(np.float32), lambda v: v + 1, "or aggregate it: ko.federated_mean(value)"),
+        (sequence, lambda v: v[0], "ko.federated_map(fn, value), ko.sequence_reduce(value, zero, op)"),
+        (np.float32, lambda v: v + 1, "apply a @ko.jax_computation to it: computation(value)"),
+        (at_clients(np.float32), lambda v: ko.federated_map(lambda x: x - v, v), "ko.federated_map(fn, (..., value))"),
+        (
+            at_server(np.float32),
+            lambda v: ko.federated_map(lambda x: x - v, v),
+            "ko.federated_map(fn, (..., ko.federated_broadcast(value)))",
+        ),
+    ]:
+        with pytest.raises(TracingError) as caught:
+            ko.federated_computation(use, type_)
+        assert caught.value.hint is not None
+        assert caught.value.hint.endswith(way_out)
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda v: 1 in v, "cannot be searched"),
+        (lambda v: operator.setitem(v, "a", 1), "cannot be changed"),
+        (lambda v: operator.delitem(v, "a"), "cannot be changed"),
+        (lambda v: setattr(v, "a", 1), "cannot be changed"),
+        (lambda v: f"{v:.2f}", "cannot be formatted as '.2f'"),
+        (lambda v: [1, 2][v], "is no number of Python"),
+    ],
+)
+def test_a_traced_struct_is_no_container_and_no_text(use: Callable[[Any], Any], message: str) -> None:
+    """What a dict, a list or a number could do is refused with the type and the line."""
+    with pytest.raises(
+        TracingError, match=rf"A traced value of type \{{<a=float32,b=int32>\}}@CLIENTS {message}"
+    ) as caught:
+        ko.federated_computation(use, PAIR)
     assert "lambda v:" in blamed_line(caught.value)
 
 
-def test_functions_of_jax_refuse_a_traced_value() -> None:
-    """A jitted function of JAX says itself, as a TypeError, that the value is none of its own."""
-    with pytest.raises(TypeError, match="Value"):
-        ko.federated_computation(lambda v: jnp.sin(v), at_clients(np.float32))
+def test_a_traced_value_can_be_printed_listed_and_compared_by_identity() -> None:
+    """What shows a value, and what asks whether it is the same one, works while a function is traced."""
+
+    def look(v: Any) -> Any:
+        assert f"{v}" == str(v) == "Value({<a=float32,b=int32>}@CLIENTS)"
+        assert f"{v:>40}" == str(v).rjust(40)
+        assert {"a", "b", "type_signature"} <= set(dir(v))
+        assert v is not None
+        assert len({v, v}) == 1
+        return v
+
+    assert signature(look, PAIR).endswith("-> {<a=float32,b=int32>}@CLIENTS)")
+
+
+def test_a_long_type_is_shortened_in_a_sentence() -> None:
+    """The sentence stays readable, and the type of the value is whole."""
+    wide = at_clients(StructType([(f"field_{i}", np.float32) for i in range(100)]))
+
+    def use(v: Any) -> Any:
+        assert len(v.type_signature.member) == 100
+        return v + 1
+
+    with pytest.raises(
+        TracingError, match=r"of type \{<field_0=float32,.*,\.\.\.>\}@CLIENTS has no arithmetic"
+    ) as caught:
+        ko.federated_computation(use, wide)
+    assert len(caught.value.what) < 200
 
 
 @pytest.mark.parametrize("use", [lambda v: v[0], lambda v: len(v), lambda v: list(v), lambda v: v[:1]])
@@ -216,6 +329,15 @@ def test_a_missing_field_is_an_attribute_error_that_lists_the_fields() -> None:
     assert blamed_line(caught.value) == "return v.c"
     with pytest.raises(FieldNotFoundError):
         ko.federated_computation(lambda v: v["c"], PAIR)
+
+
+def test_a_misspelt_field_is_answered_by_the_one_that_is_alike() -> None:
+    """Of many fields the message has some, and the one that was meant."""
+    wide = at_server(StructType([(f"layer_{i}", np.float32) for i in range(40)]))
+    with pytest.raises(FieldNotFoundError) as caught:
+        ko.federated_computation(lambda v: v.layer39, wide)
+    assert caught.value.hint == "the field 'layer_39'"
+    assert str(caught.value.expected).endswith("layer_15, and 24 more")
 
 
 def test_probing_for_an_attribute_finds_none() -> None:
@@ -364,6 +486,13 @@ def test_an_argument_of_another_type_is_refused_with_the_path_to_the_difference(
     with pytest.raises(TypeNotAssignableError) as caught:
         ko.federated_computation(lambda s, v: inner(s, v), at_server({"w": (np.float32, (4,)), "n": np.int32}), INT)
     assert caught.value.differs == ".s.w: expected float32[3], found float32[4]"
+
+
+def test_a_placed_value_in_the_place_of_a_plain_one_is_mapped() -> None:
+    """Calling a computation with a value of the clients is answered with the map that was meant."""
+    comp = ko.jax_computation(lambda x: x, np.int32)
+    with pytest.raises(TypeNotAssignableError, match=r"ko\.federated_map\(computation, value\)"):
+        ko.federated_computation(lambda v: comp(v), INT)
 
 
 def test_constants_are_arguments_of_the_type_that_they_have() -> None:

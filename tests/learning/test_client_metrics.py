@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import koinon as ko
-from koinon.errors import KoinonTypeError, KoinonValueError
+from koinon.errors import KoinonTypeError, KoinonValueError, SecureSumRangeError
 from koinon.learning import algorithms, metrics
 from tests import quadratics
 from tests.quadratics import Parabola
@@ -40,23 +40,24 @@ def test_a_secure_sum_equals_the_plain_one(backend: str) -> None:
     plain = call(metrics.sum_then_finalize(FINALIZERS))
 
     assert int(secure["n"]) == int(plain["n"]) == 10
-    assert float(secure["mean"]) == pytest.approx(float(plain["mean"]), abs=3 * 20 / 2**24)
+    assert float(secure["mean"]) == pytest.approx(float(plain["mean"]), abs=3 * 20 / 2**32 + 1e-6)
     clipped = secure["secure_sum_measurements"]
     assert {name: int(count) for name, count in clipped.items()} == {
         "secure_lower_clipped_count": 0,
         "secure_upper_clipped_count": 0,
+        "non_finite_clients": 0,
     }
 
 
 def test_numbers_outside_their_range_are_clipped_and_counted() -> None:
-    """A count for each client of which any number was; what is not a number counts as above."""
+    """A count for each client of which any number was."""
     states = [
-        {"mean": {"total": np.float32(np.nan), "count": np.int32(200)}, "n": np.int32(0)},
+        {"mean": {"total": np.float32(7.0), "count": np.int32(200)}, "n": np.int32(0)},
         {"mean": {"total": np.float32(-99.0), "count": np.int32(1)}, "n": np.int32(-99)},
     ]
     result = call(metrics.secure_sum_then_finalize(lambda sums: sums, RANGES), states)
 
-    assert float(result["mean"]["total"]) == pytest.approx(10.0 - 10.0, abs=1e-6)
+    assert float(result["mean"]["total"]) == pytest.approx(7.0 - 10.0, abs=1e-6)
     assert int(result["mean"]["count"]) == 10 + 1
     assert int(result["n"]) == 0 - 5
     clipped = result["secure_sum_measurements"]
@@ -64,14 +65,33 @@ def test_numbers_outside_their_range_are_clipped_and_counted() -> None:
     assert int(clipped["secure_upper_clipped_count"]) == 1
 
 
-def test_integers_of_32_bits_are_summed_exactly() -> None:
-    """Over the widest range that 32 bits allow, on both sides of zero."""
-    ranges = (-(2**31), 2**31 - 1)
-    values = [2**31 - 1, -(2**31), 123456789, -3]
-    made = metrics.secure_sum_then_finalize(lambda total: {"total": total["n"]}, {"n": ranges})
-    result = call(made, [{"n": np.int32(v)} for v in values], {"n": jnp.int32})
+def test_a_client_whose_metrics_are_not_finite_is_left_out_of_all_of_them(backend: str) -> None:
+    """Counts and sums, those that a broken client has right too, are bit for bit those without it; it is counted."""
+    broken = [
+        {"mean": {"total": np.float32(bad), "count": np.int32(200)}, "n": np.int32(99)}
+        for bad in (np.nan, np.inf, -np.inf)
+    ]
+    made = metrics.secure_sum_then_finalize(lambda sums: sums, RANGES)
+    with_them, without = call(made, [STATES[0], *broken, *STATES[1:]]), call(made)
+    counts = with_them.pop("secure_sum_measurements"), without.pop("secure_sum_measurements")
 
-    assert int(result["total"]) == sum(values)
+    assert [int(count["non_finite_clients"]) for count in counts] == [3, 0]
+    assert all(int(count["secure_upper_clipped_count"]) == 0 for count in counts)
+    for found, expected in zip(jax.tree.leaves(with_them), jax.tree.leaves(without), strict=True):
+        assert np.asarray(found).tobytes() == np.asarray(expected).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32])
+def test_integers_are_summed_exactly_or_not_at_all(backend: str, dtype: Any) -> None:
+    """Up to the last number that the dtype holds; one more is an error, and not a number that wrapped around."""
+    most = int(np.iinfo(dtype).max)
+    made = metrics.secure_sum_then_finalize(lambda total: {"total": total["n"]}, {"n": (0, most)})
+    values = [most // 2, most // 3, most - most // 2 - most // 3]
+    result = call(made, [{"n": dtype(v)} for v in values], {"n": dtype})
+
+    assert int(result["total"]) == sum(values) == most
+    with pytest.raises(SecureSumRangeError, match="does not fit"):
+        call(made, [{"n": dtype(v)} for v in [*values, 1]], {"n": dtype})
 
 
 def test_the_server_sees_no_clients_metric_in_a_secure_sum() -> None:
@@ -104,6 +124,8 @@ def test_ranges_are_those_of_metrics_that_exist_and_can_be_summed() -> None:
     """An unknown name, and a dtype that is not summed securely."""
     with pytest.raises(KoinonTypeError, match="do not exist"):
         call(metrics.secure_sum_then_finalize(FINALIZERS, {"loss": (0, 1)}))
+    with pytest.raises(KoinonValueError, match="no integer"):
+        call(metrics.secure_sum_then_finalize(FINALIZERS, {"n": (0.2, 0.8)}))
     with pytest.raises(KoinonTypeError, match="int32, uint32 or float32"):
         metrics.SecureSumFactory().create(ko.types.TensorType(jnp.bfloat16))
 
@@ -117,7 +139,7 @@ def test_metrics_of_all_rounds_may_be_summed_securely() -> None:
         state, (current, total), measured = process.next(state, STATES)
 
     assert (int(current["n"]), int(total["n"])) == (10, 20)
-    assert set(measured) == {"secure_lower_clipped_count", "secure_upper_clipped_count"}
+    assert set(measured) == {"secure_lower_clipped_count", "secure_upper_clipped_count", "non_finite_clients"}
 
 
 def value_clients(values: Any) -> list[Any]:

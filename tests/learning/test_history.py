@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from koinon.learning.programs import History
 
@@ -32,3 +33,17 @@ def test_the_newest_rounds_are_shown() -> None:
     title, line = repr(history).splitlines()
     assert title == "History(7 rounds)"
     assert line.split() == ["loss", "..", "8", "7", "6", "5", "4"]
+
+
+def test_an_unknown_column_is_an_error_that_names_those_like_it() -> None:
+    """`accuracy` may be that of the training or of the evaluation; a history stays a mapping."""
+    history = History()
+    with pytest.raises(KeyError, match="there is none yet"):
+        history["loss"]
+    history.append({"train": {"loss": 2.0, "accuracy": 0.25}, "evaluation": {"accuracy": 0.5}})
+    with pytest.raises(KeyError, match=r"'accuracy'; there is 'evaluation/accuracy', 'train/accuracy'\."):
+        history["accuracy"]
+    with pytest.raises(KeyError, match=r"'acc'; there is 'evaluation/accuracy', 'train/accuracy', 'train/loss'\."):
+        history["acc"]
+    assert history.get("accuracy") is None
+    assert "accuracy" not in history

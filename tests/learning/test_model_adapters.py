@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
+import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,11 +103,44 @@ def test_an_equinox_module_predicts_as_it_does_itself() -> None:
     assert str(model.weights_type["trainable"]["layers"]["0"]) == "<bias=float32[3],weight=float32[3,4]>"
 
 
-@pytest.mark.parametrize("module", [eqx.nn.MLP, lambda x: x])
-def test_what_is_no_equinox_module_is_refused(module: Any) -> None:
-    """A class, and a function."""
-    with pytest.raises(KoinonTypeError, match="no Equinox module"):
-        models.from_equinox(module, EXAMPLE, loss=losses.cross_entropy)
+class NotCallable(eqx.Module):
+    """A module that is only a container."""
+
+    weight: Any
+
+
+class LinenDense(linen.Module):
+    """A module of another library."""
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return linen.Dense(2)(x)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: eqx.nn.MLP, KoinonTypeError, r"no Equinox module[\s\S]*not its class"),
+        (lambda: lambda x: x, KoinonTypeError, r"no Equinox module[\s\S]*models\.functional"),
+        (LinenDense, KoinonTypeError, r"no Equinox module[\s\S]*models\.from_flax is for modules of flax"),
+        (lambda: NotCallable(jnp.ones(2)), KoinonTypeError, "NotCallable cannot be called"),
+        (lambda: eqx.nn.make_with_state(EquinoxNet)(jax.random.key(0)), KoinonTypeError, "pass the module and state="),
+        (lambda: eqx.nn.make_with_state(EquinoxNet)(jax.random.key(0))[0], KoinonValueError, "has a state, and none"),
+    ],
+)
+def test_what_is_no_equinox_module_is_refused(build: Any, error: type[Exception], message: str) -> None:
+    """Classes, functions, modules of other libraries, and modules without their state are answered by what to do."""
+    with pytest.raises(error, match=message):
+        models.from_equinox(build(), EXAMPLE, loss=losses.cross_entropy)
+
+
+@pytest.mark.parametrize("build", [models.from_flax, models.from_keras])
+def test_a_module_of_equinox_is_sent_to_its_own_adapter(build: Any) -> None:
+    """Each adapter knows what the others are for."""
+    if build is models.from_keras:
+        pytest.importorskip("keras")
+    with pytest.raises(KoinonTypeError, match=r"models\.from_equinox is for modules of equinox"):
+        build(eqx.nn.MLP(4, 2, 3, 1, key=jax.random.key(0)), EXAMPLE, loss=losses.cross_entropy)
 
 
 def keras_model() -> models.FunctionalModel:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from koinon._errors import KoinonError, KoinonTypeError, KoinonValueError
 from koinon.learning import losses, metrics, models
-from koinon.types import TensorType, to_type
+from koinon.types import SequenceType, TensorType, at_clients, to_type
 
 DIGIT = {"x": (jnp.float32, (4,)), "y": jnp.int32}
 
@@ -188,7 +188,15 @@ def test_other_field_names_are_given_by_a_function() -> None:
             {"metrics": {"count": metrics.Metric(lambda: jnp.int32(0), lambda s, b: s + b.losses.sum(), lambda s: s)}},
             "'count' must keep the type of its state",
         ),
-        ({"example_spec": {"x": jnp.float32, "z": jnp.float32}}, "fields `x` and `y`"),
+        ({"example_spec": {"x": jnp.float32, "z": jnp.float32}}, r"fields `x` and `y`[\s\S]*<x=float32,z=float32>"),
+        ({"example_spec": None}, r"needs the type of one example[\s\S]*jnp\.float32"),
+        ({"example_spec": SequenceType(to_type(DIGIT))}, r"give the type of one example: <x=float32\[4\],y=int32>"),
+        ({"example_spec": at_clients(to_type(DIGIT))}, r"give the type of one example: <x=float32\[4\],y=int32>"),
+        ({"example_spec": {**DIGIT, "x": (jnp.float32, (5,))}}, r"does not take its examples[\s\S]*float32\[2,5\]"),
+        ({"loss": "cross_entropy"}, r"is a function of predictions and labels[\s\S]*losses\.cross_entropy"),
+        ({"loss": losses.squared_error}, r"loss cannot be computed[\s\S]*float32\[2,3\] and labels int32\[2\]"),
+        ({"loss": lambda y, output: output[jnp.arange(2), y]}, "in the other order is wrapped"),
+        ({"metrics": [metrics.accuracy()]}, r"have names[\s\S]*accuracy\(\)"),
     ],
 )
 def test_a_model_whose_parts_do_not_fit_is_refused_when_it_is_made(options: dict, message: str) -> None:
@@ -430,14 +438,40 @@ def test_a_module_with_arbitrary_keyword_arguments_is_told_nothing() -> None:
     ("module", "key", "error", "message"),
     [
         (LinenNet(), None, KoinonValueError, "pass key"),
+        (LinenNet(), 0, KoinonTypeError, "pass key"),
         (LinenNet, jax.random.key(0), KoinonTypeError, "not its class"),
-        (lambda x: x, None, KoinonTypeError, "no Flax module"),
+        (TakesOptions, None, KoinonTypeError, "not its class"),
+        (lambda: LinenNet(), None, KoinonTypeError, r"no Flax module[\s\S]*call it if it makes a module"),
+        ({"params": {}}, None, KoinonTypeError, r"class dict[\s\S]*not its variables"),
+        ((LinenNet(), {}), None, KoinonTypeError, "pass the module alone"),
+        (None, None, KoinonTypeError, r"class NoneType$"),
+        # Not a module, and of Flax: no other adapter is for it.
+        (nnx.Rngs(0), None, KoinonTypeError, r"class Rngs$"),
     ],
 )
 def test_what_is_no_initializable_flax_module_is_refused(module, key, error, message: str) -> None:
     """A missing key, a class and a function are each answered by what to do."""
     with pytest.raises(error, match=message):
         models.from_flax(module, DIGIT, loss=losses.cross_entropy, key=key)
+
+
+def test_a_filter_of_nnx_is_refused_for_a_linen_module() -> None:
+    """Nothing chooses what of a Linen module is trained."""
+    with pytest.raises(KoinonValueError, match="leave out `trainable`"):
+        models.from_flax(LinenNet(), DIGIT, loss=losses.cross_entropy, key=jax.random.key(0), trainable=nnx.Param)
+
+
+def test_what_a_model_raises_is_kept_as_the_cause() -> None:
+    """The error of the user's own code stands behind the one that says what it was called with."""
+    with pytest.raises(KoinonValueError, match="does not take its examples") as caught:
+        softmax_regression(example_spec={**DIGIT, "x": (jnp.float32, (5,))})
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_weights_and_function_in_the_other_order_are_refused() -> None:
+    """`functional` takes the function first."""
+    with pytest.raises(KoinonTypeError, match="the function of weights and inputs, the second the weights"):
+        models.functional({"w": 1.0}, lambda w, x: x, example_spec=DIGIT, loss=losses.cross_entropy)  # pyright: ignore[reportArgumentType]
 
 
 def test_unknown_dimensions_do_not_hinder_a_model() -> None:

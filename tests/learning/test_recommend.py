@@ -92,9 +92,7 @@ def test_a_budget_is_met_in_its_last_round_and_not_before(sampling):
     """The noise is calibrated: epsilon is reached after as many rounds as were asked for, in measurements too."""
     pytest.importorskip("dp_accounting")
     rounds, epsilon = 4, 2.0
-    factory = dp_aggregator(
-        clients_per_round=100, epsilon=epsilon, delta=1e-6, rounds=rounds, sampling=sampling, zeroing=False
-    )
+    factory = dp_aggregator(clients_per_round=100, epsilon=epsilon, delta=1e-6, rounds=rounds, sampling=sampling)
     process = factory.create(FLOAT)
     state, spent = process.initialize(), []
     for _ in range(rounds):
@@ -104,6 +102,25 @@ def test_a_budget_is_met_in_its_last_round_and_not_before(sampling):
     assert spent == sorted(spent)
     assert spent[-1] == pytest.approx(epsilon, rel=1e-4)
     assert ko.aggregators.privacy_spent(state, 1e-6, sampling) == pytest.approx(spent[-1], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "zeroes"),
+    [
+        ({"noise_multiplier": 1.0}, True),
+        ({"noise_multiplier": 1.0, "zeroing": False}, False),
+        ({"epsilon": 2.0, "delta": 1e-6, "rounds": 4}, False),
+        ({"epsilon": 2.0, "delta": 1e-6, "rounds": 4, "zeroing": True}, True),
+    ],
+)
+def test_what_no_epsilon_covers_is_left_out_where_one_is_asked_for(arguments, zeroes):
+    """The norm of zeroing has no noise: unprotected in the report, and there by default only where TFF has it."""
+    pytest.importorskip("dp_accounting")
+    process = dp_aggregator(clients_per_round=100, **arguments).create(FLOAT)
+    unprotected = [row.path for row in ko.compiler.privacy_report(process.next).unprotected]
+
+    assert ("zeroed_count" in str(process.next.type_signature.result)) == zeroes
+    assert any("zeroing_norm" in path for path in unprotected) == zeroes
 
 
 def test_a_fixed_cohort_tells_how_many_clients_there_are():
@@ -149,9 +166,7 @@ def test_federated_averaging_learns_with_privacy():
         example_spec={"x": (jnp.float32, (3,)), "y": jnp.float32},
         loss=ko.learning.losses.squared_error,
     )
-    aggregator = dp_aggregator(
-        clients_per_round=200, epsilon=8.0, delta=1e-6, rounds=30, sampling=NoSampling(), zeroing=False, seed=0
-    )
+    aggregator = dp_aggregator(clients_per_round=200, epsilon=8.0, delta=1e-6, rounds=30, sampling=NoSampling(), seed=0)
     process = ko.learning.algorithms.build_unweighted_fed_avg(
         model, optax.sgd(0.05), batch_size=5, model_aggregator=aggregator
     )

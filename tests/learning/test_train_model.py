@@ -183,7 +183,7 @@ def test_it_may_begin_with_another_state(tmp_path: pathlib.Path, process: Any) -
     ("changed", "error", "message"),
     [
         ({"train_process": 3}, KoinonTypeError, "`train_process`"),
-        ({"train_data_source": DATA}, KoinonTypeError, "`train_data_source`"),
+        ({"train_data_source": DATA}, KoinonTypeError, r"`train_data_source`(.|\n)*DatasetDataSource\(data\)"),
         ({"program_state_manager": None}, KoinonTypeError, "`program_state_manager`"),
         ({"model_output_manager": print}, KoinonTypeError, "`model_output_manager`"),
         ({"train_metrics_manager": []}, KoinonTypeError, "`train_metrics_manager`"),

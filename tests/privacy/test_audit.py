@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import koinon as ko
+from koinon.errors import KoinonValueError
 from koinon.privacy._chacha import noise_key, random_words
 from koinon.privacy._grid import to_grid
 from koinon.privacy._samplers import discrete_gaussian_sampler
@@ -143,3 +144,31 @@ def test_audits_refuse_what_they_cannot_use():
         epsilon_lower_bound([], [1.0], 1e-5)
     with pytest.raises(ko.errors.KoinonValueError, match="two canaries"):
         canary_epsilon([0.1], 100, 1e-5)
+
+
+def test_what_is_no_number_is_an_error_and_never_an_audit_that_found_nothing():
+    """No comparison holds for NaN, so an audit of it would say 0.0; two distributions are told by two deviations."""
+    with pytest.raises(KoinonValueError, match="finite"):
+        epsilon_lower_bound([1.0, math.nan], [0.0, 1.0], 1e-5)
+    with pytest.raises(KoinonValueError, match="finite"):
+        canary_epsilon([0.1, math.inf], 100, 1e-5)
+    with pytest.raises(KoinonValueError, match="finite"):
+        gaussian_epsilon((0.0, 1.0), (math.nan, 1.0), 1e-5)
+    with pytest.raises(KoinonValueError, match="deviations"):
+        gaussian_epsilon((0.0, -1.0), (0.0, 1.0), 1e-5)
+    with pytest.raises(KoinonValueError, match="outputs"):
+        impossible_share([], [1.0])
+
+
+def test_the_limits_of_two_distributions_are_exact():
+    """Equal ones are never told apart; without noise, or without a delta, others always are."""
+    assert gaussian_epsilon((0.0, 1.0), (0.0, 1.0), 0.0) == gaussian_epsilon((2.0, 0.0), (2.0, 0.0), 1e-5) == 0.0
+    assert gaussian_epsilon((0.0, 1.0), (1.0, 1.0), 1.0) == 0.0
+    assert gaussian_epsilon((0.0, 0.0), (1.0, 1.0), 1e-5) == gaussian_epsilon((0.0, 1.0), (1.0, 1.0), 0.0) == math.inf
+
+
+def test_an_aggregation_that_gives_no_direction_is_not_audited():
+    """A sum of zero noise and of zeros, such as one that zeroes all canaries, says nothing about privacy."""
+    factory = ko.aggregators.zeroing_factory(1e-3, ko.aggregators.SumFactory())
+    with pytest.raises(KoinonValueError, match="no direction"):
+        ko.testing.audit_with_canaries(factory, delta=1e-5, canaries=2, dimensions=10)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
+import threading
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from koinon._errors import KoinonTypeError, MissingDependencyError, UnsupportedTypeError
+from koinon._errors import KoinonTypeError, KoinonValueError, MissingDependencyError, UnsupportedTypeError
 from koinon.program import MLflowReleaseManager, ReleaseManager, TensorBoardReleaseManager, WandbReleaseManager
 
 
@@ -25,12 +27,18 @@ class Recorder:
 
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, Any]]] = []
+        self._started_in = threading.get_ident()
 
     def log(self, data: dict[str, Any], step: int) -> None:
         self.logged.append((step, data))
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.logged.append((step, metrics))
+    def log_metrics(self, metrics: dict[str, float], step: int, run_id: str) -> None:
+        self.logged.append((step, {**metrics, "run": run_id}))
+
+    def active_run(self) -> Any:
+        """That of the thread, as MLflow has it: only the one that has made this has started one."""
+        is_started = threading.get_ident() == self._started_in
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id="active")) if is_started else None
 
 
 def read_back(log_dir: pathlib.Path) -> Any:
@@ -108,9 +116,31 @@ def test_mlflow_is_given_floats_at_their_step() -> None:
     tracker = Recorder()
     manager = MLflowReleaseManager(tracker)
     manager.release({"a": jnp.int32(2), "b": (True, 0.5)}, 7)
-    assert tracker.logged == [(7, {"a": 2.0, "b/0": 1.0, "b/1": 0.5})]
+    assert tracker.logged == [(7, {"a": 2.0, "b/0": 1.0, "b/1": 0.5, "run": "active"})]
     with pytest.raises(UnsupportedTypeError, match=r"'c'(.|\n)*shape \(3,\)(.|\n)*FilteringReleaseManager"):
         manager.release({"c": np.arange(3)}, 8)
+
+
+def test_mlflow_logs_to_one_run_from_every_thread() -> None:
+    """To the run that was active where the manager was made, or to the one of the given id; there must be one."""
+    tracker = Recorder()
+    managers = [MLflowReleaseManager(tracker), MLflowReleaseManager(tracker, "another")]
+    errors: list[str] = []
+
+    def work() -> None:
+        for manager in managers:
+            manager.release({"a": 1}, 3)
+        try:
+            MLflowReleaseManager(tracker)
+        except KoinonValueError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert tracker.logged == [(3, {"a": 1.0, "run": "active"}), (3, {"a": 1.0, "run": "another"})]
+    assert len(errors) == 1
+    assert "mlflow.start_run()" in errors[0]
 
 
 @pytest.mark.parametrize("leaf", ["text", 1j, np.array(["a"]), jax.random.key(0), object()])

@@ -14,6 +14,7 @@ from koinon.secure._shamir import PRIME
 IDS = st.integers(0, 2**32 - 1)
 ROUNDS = st.binary(min_size=16, max_size=16)
 KEYS = st.binary(min_size=32, max_size=32)
+SIGNATURES = st.binary(min_size=64, max_size=64)
 SHARES = st.dictionaries(IDS, st.integers(0, PRIME - 1), max_size=3)
 BOXES = st.dictionaries(IDS, st.binary(min_size=BOX_BYTES, max_size=BOX_BYTES), max_size=3)
 
@@ -22,7 +23,8 @@ BOXES = st.dictionaries(IDS, st.binary(min_size=BOX_BYTES, max_size=BOX_BYTES), 
 def messages(draw):
     """A message of any kind."""
     round_id = draw(ROUNDS)
-    signature = st.just(b"") | st.binary(min_size=64, max_size=64)
+    signature = st.just(b"") | SIGNATURES
+    survivors = st.lists(IDS, unique=True, max_size=4).map(sorted).map(tuple)
     advertise = st.builds(secure.AdvertiseKeys, st.just(round_id), IDS, KEYS, KEYS, signature)
     kinds = [
         advertise,
@@ -32,9 +34,9 @@ def messages(draw):
         st.builds(secure.EncryptedShares, st.just(round_id), IDS, KEYS, BOXES),
         st.builds(secure.ShareDelivery, st.just(round_id), IDS, BOXES),
         st.builds(secure.MaskedInput, st.just(round_id), IDS, st.binary(max_size=20)),
-        st.builds(
-            secure.UnmaskRequest, st.just(round_id), st.lists(IDS, unique=True, max_size=4).map(sorted).map(tuple)
-        ),
+        st.builds(secure.ConfirmRequest, st.just(round_id), survivors),
+        st.builds(secure.Confirmation, st.just(round_id), IDS, SIGNATURES),
+        st.builds(secure.UnmaskRequest, st.just(round_id), survivors, st.dictionaries(IDS, SIGNATURES, max_size=3)),
         st.builds(secure.UnmaskShares, st.just(round_id), IDS, SHARES, SHARES),
     ]
     return draw(st.one_of(kinds))
@@ -68,18 +70,18 @@ def test_damaged_bytes_are_refused_or_another_message(message, data):
 
 def test_what_is_announced_must_be_there():
     """A list of four billion clients in a message of thirty bytes is refused at its first entry."""
-    head = secure.UnmaskRequest(bytes(16), ()).to_bytes()
+    head = secure.ConfirmRequest(bytes(16), ()).to_bytes()
     with pytest.raises(SecureMessageError, match="were announced"):
         secure.read_message(head[:-4] + b"\xff" * 4)
 
 
 def test_a_message_is_read_as_what_it_is():
     """Another kind, another beginning, unsorted clients, keys under another name, no bytes."""
-    request = secure.UnmaskRequest(bytes(16), (1, 2))
+    request = secure.ConfirmRequest(bytes(16), (1, 2))
     data = request.to_bytes()
     with pytest.raises(SecureMessageError, match="another kind"):
         secure.Roster.from_bytes(data)
-    for bad in (b"XXXX" + data[4:], data[:5] + b"\x09" + data[6:], data[:-8] + data[-4:] + data[-8:-4]):
+    for bad in (b"XXXX" + data[4:], data[:5] + b"\x0a" + data[6:], data[:-8] + data[-4:] + data[-8:-4]):
         with pytest.raises(SecureMessageError, match="no message"):
             secure.read_message(bad)
     keys = secure.AdvertiseKeys(bytes(16), 1, bytes(32), bytes(32))

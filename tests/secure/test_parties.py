@@ -16,6 +16,7 @@ from koinon.errors import (
     SecureSumAbortedError,
     SecureSumRangeError,
 )
+from koinon.secure._keys import list_to_sign
 
 VALUES = {1: [5, 0], 2: [6, 10], 3: [7, 20], 4: [8, 30]}
 
@@ -320,3 +321,84 @@ def test_keys_are_signed_where_the_server_is_not_trusted():
     for client, key in ((9, signing[1]), (1, None), (1, signing[2])):
         with pytest.raises(KoinonValueError):
             secure.Client(setup, client, key)
+
+
+class UntrustedRound:
+    """A sum of seven clients, of whom all but two are honest, at the stage in which they confirm who is left."""
+
+    def __init__(self):
+        everyone = range(7)
+        self.signing = {client: secure.SigningKey() for client in everyone}
+        identities = {client: key.public for client, key in self.signing.items()}
+        self.setup = secure.Setup(everyone, modulus=100, length=1, active_server=True, identities=identities)
+        self.clients = {client: secure.Client(self.setup, client, self.signing[client]) for client in everyone}
+        self.server = secure.Server(self.setup)
+        for client in self.clients.values():
+            self.server.receive(client.advertise())
+        for client, roster in self.server.close_stage().items():
+            self.server.receive(self.clients[client].share_keys(roster))
+        for client, delivery in self.server.close_stage().items():
+            self.server.receive(self.clients[client].mask(delivery, [client]))
+
+    def list_for(self, without=()):
+        """What the server tells a client of those that are left."""
+        return secure.ConfirmRequest(self.setup.round_id, tuple(c for c in self.clients if c not in without))
+
+
+def test_clients_that_are_told_different_lists_give_no_shares():
+    """So a server with a third at its side cannot make the sum be of two honest clients, 3 and 4, where 5 must be left.
+
+    Each of the lists has enough clients, and each of the clients 0 to 2 is missing in three of them; with those of its
+    own two, the server would have five shares of their keys, and of no client shares of both secrets.
+    """
+    sum_ = UntrustedRound()
+    missing = {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {0, 1}, 4: {2}}
+    signatures = {c: sum_.clients[c].confirm(sum_.list_for(gone)).signature for c, gone in missing.items()}
+    for client, gone in missing.items():
+        survivors = sum_.list_for(gone).survivors
+        # Its own two clients sign whatever the server likes; the others have signed once.
+        signed = {c: signatures[c] for c, others in missing.items() if others == gone}
+        signed |= {c: sum_.signing[c].sign(list_to_sign(sum_.server._session, survivors)) for c in (5, 6)}
+        with pytest.raises(SecureRequestRefusedError, match="Too few clients confirm"):
+            sum_.clients[client].unmask(secure.UnmaskRequest(sum_.setup.round_id, survivors, signed))
+        with pytest.raises(SecureMessageError, match="did not sign the list"):
+            sum_.clients[client].unmask(secure.UnmaskRequest(sum_.setup.round_id, survivors, signatures))
+        with pytest.raises(SecureRequestRefusedError, match="others as left"):
+            sum_.clients[client].unmask(secure.UnmaskRequest(sum_.setup.round_id, tuple(sum_.clients)))
+
+
+def test_the_server_takes_signatures_under_its_list_alone():
+    """One under another list, or by another client, is refused; with the right ones the sum is exact."""
+    sum_ = UntrustedRound()
+    requests = sum_.server.close_stage()
+    other = sum_.clients[0].confirm(sum_.list_for({6}))
+    with pytest.raises(SecureMessageError, match="did not sign the list"):
+        sum_.server.receive(other)
+    confirmations = {c: sum_.clients[c].confirm(requests[c]) for c in range(1, 7)}
+    with pytest.raises(SecureMessageError, match="did not sign the list"):
+        sum_.server.receive(dataclasses.replace(confirmations[1], sender=0))
+    for confirmation in confirmations.values():
+        sum_.server.receive(confirmation)
+    for client, request in sum_.server.close_stage().items():
+        sum_.server.receive(sum_.clients[client].unmask(request))
+
+    assert sum_.server.finish().total.tolist() == [21]  # 0 + 1 + ... + 6; the client 0 did not confirm, and is in it
+
+
+def test_a_trusted_server_asks_for_no_confirmation():
+    """The setup says which stages there are."""
+    sum_ = Round()
+    sum_.to("unmask")
+
+    assert sum_.setup.stages == ("advertise", "share", "mask", "unmask")
+    with pytest.raises(SecureRequestRefusedError, match="`confirm` comes once"):
+        sum_.clients[1].confirm(secure.ConfirmRequest(sum_.setup.round_id, (1, 2, 3, 4)))
+
+
+def test_the_parties_print_their_stage_and_no_secret():
+    """Neither keys nor numbers."""
+    sum_ = Round()
+    sum_.to("mask")
+
+    assert repr(sum_.server) == "<Server of 4 clients at stage 'mask', 0 messages>"
+    assert repr(sum_.clients[2]) == "<Client 2 at stage 'mask'>"

@@ -97,10 +97,22 @@ def test_fifty_clients_with_dropouts_at_every_stage():
 
 
 def test_a_server_that_is_not_trusted_changes_no_sum():
-    """Signed keys, and a threshold above two thirds."""
-    result = secure.simulate([[1], [2], [3], [4]], dropouts={2: "mask"}, active_server=True)
+    """Signed keys, a threshold above two thirds, and a stage more, before which clients may go away too."""
+    values, everyone = [[1], [2], [3], [4]], (0, 1, 2, 3)
+    for dropouts, clients in (
+        ({2: "mask"}, (0, 1, 3)),
+        ({2: "confirm"}, everyone),
+        ({2: "unmask"}, everyone),
+        ({}, everyone),
+    ):
+        result = secure.simulate(values, dropouts=dropouts, active_server=True)
 
-    assert (result.total.tolist(), result.clients) == ([7], (0, 1, 3))
+        assert result.clients == clients
+        assert result.total.tolist() == [sum(values[client][0] for client in clients)]
+    with pytest.raises(SecureSumAbortedError, match="after the stage `confirm`"):
+        secure.simulate(values, dropouts={2: "mask", 1: "confirm"}, active_server=True)
+    with pytest.raises(KoinonValueError, match="Nobody can drop out"):
+        secure.simulate(values, dropouts={2: "confirm"})
 
 
 def test_the_modulus_is_sized_for_the_clients():

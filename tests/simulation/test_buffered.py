@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from koinon._errors import KoinonValueError
+from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.simulation.system import BufferedSchedule, SystemModel
 
 EQUAL = SystemModel(seconds_per_example=1.0)
@@ -130,6 +130,12 @@ def test_a_schedule_goes_on_from_any_step() -> None:
     for start in (0, 7, 20):
         rest = [(b.client_ids, b.staleness.tolist(), b.seconds) for b in schedule.buffers(20, start)]
         assert rest == whole[start:]
+
+
+def test_a_schedule_draws_by_itself() -> None:
+    """A sampling function, which other simulations take, is no population."""
+    with pytest.raises(KoinonTypeError, match=r"data\.client_ids(.|\n)*function"):
+        BufferedSchedule(lambda number, size: [], SystemModel(), len, concurrency=1, buffer_size=1)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from koinon._errors import (
     TypeNotAssignableError,
     UnknownClientError,
 )
-from koinon.simulation import ClientData, FederatedDataset
+from koinon.simulation import ClientData, FederatedDataset, GeneratedClientData
 from koinon.types import parse
 
 
@@ -319,6 +319,22 @@ def test_both_parts_of_a_split_have_clients(number: int) -> None:
     """No test clients, or no training clients, is an error."""
     with pytest.raises(KoinonValueError, match="at most 5"):
         make(6).train_test_client_split(number)
+
+
+@pytest.mark.parametrize("number", [0.5, "3", None, True])
+def test_a_number_of_clients_is_an_integer(number: Any) -> None:
+    """Of a share the error says how to make a number of clients; for a dataset in memory and for one that streams."""
+    hint = r"`round\(0\.5 \* len\(data\)\)`" if number == 0.5 else "an integer"
+    for data in (make(6), GeneratedClientData(6, lambda client_id: np.zeros(1 + client_id))):
+        for method in (data.train_test_client_split, data.sample):
+            with pytest.raises(KoinonTypeError, match=hint):
+                method(number)
+
+
+def test_clients_are_given_by_their_ids() -> None:
+    """A list of datasets has no ids; the error says how to give it some."""
+    with pytest.raises(KoinonTypeError, match=r"dict\(enumerate\(datasets\)\)"):
+        ClientData.from_clients([np.zeros(2)])  # pyright: ignore[reportArgumentType]
 
 
 def test_a_split_needs_enough_clients_with_examples() -> None:

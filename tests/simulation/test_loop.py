@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import koinon as ko
-from koinon.errors import KoinonValueError
+from koinon.errors import KoinonTypeError, KoinonValueError
 from koinon.program import FileProgramStateManager, MemoryReleaseManager
 from koinon.simulation import run_training_process
 
@@ -100,11 +100,14 @@ def test_a_signal_saves_and_ends_the_loop(tmp_path: pathlib.Path, process: Any) 
     ("changed", "message"),
     [
         ({"total_rounds": 0}, "total_rounds=0"),
+        ({"total_rounds": 2.5}, r"`total_rounds` must be a positive integer(.|\n)*total_rounds=2\.5"),
         ({"rounds_per_evaluation": 0}, "rounds_per_evaluation=0"),
+        ({"rounds_per_saving_program_state": "2"}, "rounds_per_saving_program_state='2'"),
+        ({"metrics_managers": MemoryReleaseManager()}, r"try +put it in a list"),
         ({"evaluation_fn": lambda state, data: {}}, "both `evaluation_fn` and"),
     ],
 )
 def test_a_loop_that_cannot_run_says_so(process: Any, changed: dict[str, Any], message: str) -> None:
-    """Numbers are positive, and an evaluation is whole."""
-    with pytest.raises(KoinonValueError, match=message):
+    """Numbers are positive integers, an evaluation is whole, and managers are a list."""
+    with pytest.raises((KoinonValueError, KoinonTypeError), match=message):
         run_training_process(process, select, **{"total_rounds": 1, **changed})

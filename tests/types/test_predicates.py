@@ -157,7 +157,27 @@ def test_errors_name_the_part_that_is_to_blame() -> None:
         "  expected   numeric tensors of known shape",
         "  found      {<a=int32,b=<int32,bool>>}@CLIENTS",
         "  differs at .b[1]: bool: its elements are no numbers",
+        "  try        convert it first, as in x.astype(jnp.int32)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("check", "text", "hint"),
+    [
+        (types.check_mean_compatible, "<float32,int32>", "convert it first, as in x.astype(jnp.float32)"),
+        (types.check_sum_compatible, "int32*", "reduce each sequence to a tensor first"),
+        # Nothing makes a number of a key, or an order of complex numbers.
+        (types.check_sum_compatible, "key<fry>", None),
+        (types.check_sum_compatible, "float32[?]", None),
+        (types.check_min_max_compatible, "complex64", None),
+    ],
+)
+def test_errors_say_what_to_do_where_something_can_be_done(check, text: str, hint: str | None) -> None:
+    """Dtypes are converted and sequences reduced."""
+    with pytest.raises(errors.KoinonTypeError) as info:
+        check(parse(text))
+
+    assert info.value.hint == hint
     with pytest.raises(errors.MeanIncompatibleError, match=r"the top: int32: its elements are no floating-point"):
         types.check_mean_compatible(parse("int32"))
     with pytest.raises(

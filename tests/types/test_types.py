@@ -219,7 +219,7 @@ def test_tensors_tell_whether_their_shape_is_known(shape, is_fully_defined: bool
 @pytest.mark.parametrize("element", ["int32@SERVER", "( -> int32)", "int32*", "<a=<int32*>>", "<{int32}@CLIENTS>"])
 def test_sequences_refuse_placed_values_functions_and_sequences(element: str) -> None:
     """What is inside a sequence is a tensor or a structure of tensors."""
-    with pytest.raises(errors.IllTypedError, match="cannot have a placed value or a function or a sequence") as info:
+    with pytest.raises(errors.IllTypedError, match="cannot have a placed value, a function or a sequence") as info:
         SequenceType(parse(element))
 
     assert isinstance(info.value, TypeError)
