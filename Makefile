@@ -19,7 +19,7 @@ demo: $(VENV)/.demo ## Trains on the handwritten digits that 100 clients hold.
 	$(BIN)/koinon run digits
 
 test: $(VENV)/.test ## Runs all tests, doctests and the code of the documentation.
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/.lint ## Checks formatting, lint, spelling, types and the floors.
 	$(BIN)/ruff format --check
