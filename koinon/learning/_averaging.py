@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,8 @@ def compose_averaging(
             "The aggregator of a weighted algorithm must be a weighted factory.",
             expected="WeightedAggregationFactory",
             found=f"{type(aggregator).__name__}: {aggregator!r}",
-            hint="use the unweighted algorithm, or wrap the factory in aggregators.as_weighted_aggregator",
+            hint=_call_of(aggregator)
+            or "use the unweighted algorithm, or wrap the factory in aggregators.as_weighted_aggregator",
         )
     if model_distributor is not None and not isinstance(model_distributor, DistributionProcess):
         raise KoinonTypeError(
@@ -72,6 +74,11 @@ def compose_averaging(
             non_trainable_rules=model.non_trainable_rules,
         ),
     )
+
+
+def _call_of(factory: Any) -> str | None:
+    """What to do where the class of a factory, or a function that makes one, was given in its place."""
+    return f"call it: {factory.__name__}()" if isinstance(factory, type) or inspect.isfunction(factory) else None
 
 
 def _with_error_feedback(
@@ -100,7 +107,7 @@ def as_unweighted(model_aggregator: UnweightedAggregationFactory | None) -> Weig
             "The aggregator of an unweighted algorithm must be an unweighted factory.",
             expected="UnweightedAggregationFactory",
             found=f"{type(factory).__name__}: {factory!r}",
-            hint="use the weighted algorithm for a weighted factory",
+            hint=_call_of(factory) or "use the weighted algorithm for a weighted factory",
         )
     return as_weighted_aggregator(factory)
 

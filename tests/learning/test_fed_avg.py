@@ -409,6 +409,7 @@ def test_batch_statistics_of_clients_are_forgotten() -> None:
         ({"server_optimizer": lambda: optax.sgd(0.1)}, KoinonTypeError, "call the function"),
         ({"client_weighting": "examples"}, KoinonTypeError, "NUM_EXAMPLES"),
         ({"model_aggregator": UnweightedMeanFactory()}, KoinonTypeError, "as_weighted_aggregator"),
+        ({"model_aggregator": MeanFactory}, KoinonTypeError, r"call it: MeanFactory\(\)"),
         ({"model_distributor": MeanFactory()}, KoinonTypeError, "DistributionProcess"),
     ],
 )
