@@ -75,7 +75,7 @@ def _refusal_behind(error: TypeError) -> TracingError | None:
     return TracingError(
         "A traced value cannot be an operand of a function of JAX or numpy.",
         made_in=next((location for location in reversed(locations) if location is not None), None),
-        hint="apply a function where it is: ko.federated_map(fn, value)",
+        hint="apply a function where it is: ko.federated_map(fn, value), or aggregate it: ko.federated_mean(value)",
     )
 
 

@@ -182,11 +182,6 @@ class Value:
     def _refuse_change(self) -> NoReturn:
         self._refuse("cannot be changed", hint="return a new struct of its fields, such as {'a': value.a, 'b': other}")
 
-    @property
-    def __jax_array__(self) -> Any:
-        # A property, since JAX looks for the attribute and never calls it.
-        self._refuse("cannot be an operand of a function of JAX or numpy")
-
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse("cannot be an operand of a function of JAX or numpy")
 

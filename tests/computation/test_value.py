@@ -192,7 +192,6 @@ def test_a_traced_value_has_no_truth_value() -> None:
         "np.sin": lambda v: np.sin(v),
         "np.float32 +": lambda v: np.float32(1) + v,
         "np.asarray": lambda v: np.asarray(v),
-        "jnp.float32 +": lambda v: jnp.float32(1) + v,
         "jnp.asarray": lambda v: jnp.asarray(v),
         "jnp.stack": lambda v: jnp.stack([v, v]),
         # These reach JAX's own checks of operands first.
@@ -221,6 +220,13 @@ def test_numpy_and_jax_take_no_traced_value(use: tuple[str, Callable[[Any], Any]
     assert "ko.federated_map(fn, " in caught.value.hint
     assert caught.value.__cause__ is None
     assert __file__ in {frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)[1:]}
+
+
+def test_arrays_leave_arithmetic_with_a_traced_value_to_it() -> None:
+    """An array of JAX on the left gives the message that a number of Python gives."""
+    with pytest.raises(TracingError, match="has no arithmetic") as caught:
+        ko.federated_computation(lambda v: jnp.float32(1) + v, at_clients(np.float32))
+    assert "jnp.float32(1) + v" in blamed_line(caught.value)
 
 
 def test_other_errors_of_a_traced_function_are_left_as_they_are() -> None:
