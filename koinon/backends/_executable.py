@@ -289,14 +289,12 @@ class Executable:
 
     def _run_server_stage(self, stage: int, scope: Any, parts: list[Any] | None) -> Any:
         """From the end of one part at the clients to the begin of the next, or to the result."""
-        if parts is None:
-            state, first = State(self._server_scope(scope), {}, {}), 0
-        else:
-            state, first = self._started(scope), self._stages[stage - 1] + 1
-            self._program.end(first - 1, state, parts, None)
+        state, begun = self._started(scope), self._stages[max(0, stage - 1)]
+        if parts is not None:
+            self._program.end(begun, state, parts, None)
         is_last = stage == len(self._stages)
         last = len(self._plan.phases) - 1 if is_last else self._stages[stage]
-        for number in range(first, last + 1):
+        for number in range(begun + 1, last + 1):
             self._program.begin(number, state)
         if is_last:
             return self._result_leaves(state), state.flags

@@ -13,10 +13,10 @@ from koinon.backends._program import Program
 from koinon.backends._rewrite import rewritten
 from koinon.backends._schedule import CPU_LANES, SHARED_WORK, SMALL_STEP, programs_of
 from koinon.compiler import Plan, Step
-from koinon.compiler._show import TYPE_WIDTH
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import LocalFunction
 from koinon.computation._local import apply_local
+from koinon.computation._print import TYPE_WIDTH
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from koinon._errors import NotCompilableError
-from koinon.compiler._show import TYPE_WIDTH, format_plan, mermaid
+from koinon.compiler._show import format_plan, mermaid
 from koinon.compiler._steps import AGGREGATIONS, Phase, PlanValue, Step, plan_values, structure_leaves
 from koinon.computation import INTRINSICS, Computation
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import Closure, Evaluator, Handler, LocalFunction, OperatorFunction
+from koinon.computation._print import TYPE_WIDTH
 from koinon.types import CLIENTS, SERVER, FederatedType, FunctionType, StructType, Type, contains_federated_types
 
 

@@ -14,8 +14,7 @@ from koinon.computation._print import compact
 from koinon.types import FunctionType, StructType, Type
 
 _ROUTES = {Route.PLAIN: "plain", Route.SECURE: "secure", Route.REVEALING: "revealing", Route.NONE: ""}
-# What a line of a page has for the type of a value, and the first line for that of the computation.
-TYPE_WIDTH = 72
+# What the first line of a page has for the type of the computation.
 _HEADER_WIDTH = 120
 
 

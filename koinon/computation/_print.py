@@ -17,7 +17,8 @@ from koinon.computation._ir import (
 )
 from koinon.types import StructType
 
-_TYPE_WIDTH = 72
+# What a line of a page has for the type of a value.
+TYPE_WIDTH = 72
 
 
 def compact(node: Expression) -> str:
@@ -61,7 +62,7 @@ def formatted(node: Expression, indent: int = 0) -> str:
             return f"({node.parameter_name or ''} -> {formatted(node.body, indent)})"
         case Block():
             lines = [
-                f"{pad}  {name}: {value.type.compact_representation(_TYPE_WIDTH)} = {formatted(value, indent + 2)}"
+                f"{pad}  {name}: {value.type.compact_representation(TYPE_WIDTH)} = {formatted(value, indent + 2)}"
                 for name, value in node.locals
             ]
             return "(let\n" + "\n".join(lines) + f"\n{pad} in {formatted(node.result, indent)})"

@@ -33,7 +33,7 @@ from koinon.types import (
 )
 
 # A longer type would hide the sentence that it stands in.
-_TYPE_WIDTH = 100
+WIDTH_IN_SENTENCES = 100
 
 # --- checks that the rules share -------------------------------------------------------------------------------------
 
@@ -125,8 +125,8 @@ def map_(type_: Type) -> Type:
         _accepts(
             parameter,
             value.member,
-            f"The mapping function expects a parameter of type {parameter.compact_representation(_TYPE_WIDTH)}, "
-            f"the value to be mapped is of type {value.compact_representation(_TYPE_WIDTH)}.",
+            f"The mapping function expects a parameter of type {parameter.compact_representation(WIDTH_IN_SENTENCES)}, "
+            f"the value to be mapped is of type {value.compact_representation(WIDTH_IN_SENTENCES)}.",
             "apply a function to each element with ko.sequence_map" if of_elements else None,
         )
     return FederatedType(function.result, value.placement, False if value.placement is CLIENTS else value.all_equal)

@@ -22,6 +22,7 @@ from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked, match_arguments
 from koinon.computation._builder import current_builder, traced_function, user_location
 from koinon.computation._precision import check_precision
+from koinon.computation._rules import WIDTH_IN_SENTENCES
 from koinon.types import (
     CLIENTS,
     FederatedType,
@@ -34,8 +35,6 @@ from koinon.types import (
     infer_type,
 )
 
-# A longer type would hide the sentence that it stands in.
-_TYPE_WIDTH = 100
 _FIELDS_SHOWN = 16
 
 
@@ -189,7 +188,7 @@ class Value:
         raise TracingError(f"{self._what()} {what}.", made_in=user_location(), hint=hint or self._way_out())
 
     def _what(self) -> str:
-        return f"A traced value of type {self.type_signature.compact_representation(_TYPE_WIDTH)}"
+        return f"A traced value of type {self.type_signature.compact_representation(WIDTH_IN_SENTENCES)}"
 
     def _way_out(self) -> str:
         """What to do instead of computing with the value."""
