@@ -14,6 +14,7 @@ from koinon.backends._estimate import has_convolutions, has_symbolic_results, la
 from koinon.backends._feed import NotOneProgramError
 from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite
 from koinon.backends._schedule import programs_of
+from koinon.backends._transposes import transpose_carries
 from koinon.compiler import Plan
 from koinon.computation import Computation
 from koinon.computation import _ir as ir
@@ -103,7 +104,7 @@ def _padded(type_: Type, value: Any) -> list[bool]:
 @functools.lru_cache(maxsize=256)
 def _optimized(program: ClosedJaxpr, padded: tuple[bool, ...], platform: str) -> ClosedJaxpr:
     program = read_in_bounds(program, padded)
-    return rewrite(program, CPU_RULES) if platform == "cpu" else program
+    return rewrite(transpose_carries(program), CPU_RULES) if platform == "cpu" else program
 
 
 def compiler_options_of(plan: Plan) -> dict[str, Any] | None:

@@ -14,16 +14,39 @@ import jax.numpy as jnp
 # Above this many elements the copy into a common vector costs more than a kernel.
 _SMALL = 2048
 
+# With fewer columns than this the loop along the rows of a matrix is too short for vector code.
+FEW_COLUMNS = 32
+
+
+def is_tall(array: Any) -> bool:
+    """Whether an array, or what has its shape and dtype, is a matrix with few columns and more rows.
+
+    XLA's CPU compiler makes vector code of the loop along the last dimension, so such a matrix is kept transposed.
+    """
+    shape = array.shape
+    return (
+        len(shape) == 2
+        and all(isinstance(n, int) for n in shape)
+        and 1 < shape[1] < FEW_COLUMNS <= shape[0]
+        and jnp.issubdtype(array.dtype, jnp.floating)
+    )
+
 
 class Packing:
     """How a list of arrays is packed: small ones of one dtype go into one vector, the others stay as they are.
+
+    Tall matrices are transposed.
 
     Args:
       arrays: arrays, or their shapes and dtypes.
     """
 
     def __init__(self, arrays: Sequence[Any]) -> None:
-        self._shapes = [(tuple(array.shape), jnp.dtype(array.dtype)) for array in arrays]
+        self._is_tall = [is_tall(array) for array in arrays]
+        self._shapes = [
+            (tuple(array.shape[::-1] if tall else array.shape), jnp.dtype(array.dtype))
+            for array, tall in zip(arrays, self._is_tall, strict=True)
+        ]
         sizes = [math.prod(shape) for shape, _ in self._shapes]
         self._large = [i for i, size in enumerate(sizes) if size > _SMALL]
         small = [i for i, size in enumerate(sizes) if size <= _SMALL]
@@ -32,6 +55,7 @@ class Packing:
 
     def pack(self, arrays: Sequence[Any]) -> list[Any]:
         """The arrays, packed."""
+        arrays = [array.T if tall else array for array, tall in zip(arrays, self._is_tall, strict=True)]
         vectors = [jnp.concatenate([jnp.ravel(arrays[i]) for i in group]) for group in self._groups]
         return [*[arrays[i] for i in self._large], *vectors]
 
@@ -46,4 +70,4 @@ class Packing:
                 shape, _ = self._shapes[i]
                 arrays[i] = vector[start : start + math.prod(shape)].reshape(shape)
                 start += math.prod(shape)
-        return arrays
+        return [array.T if tall else array for array, tall in zip(arrays, self._is_tall, strict=True)]

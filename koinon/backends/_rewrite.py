@@ -325,4 +325,20 @@ def _stacked_product(product: Any, left: Any, right: Any) -> Any:
     )
 
 
-CPU_RULES: tuple[Rule, ...] = (canonical_convolution, separate_windows, faster_scan, narrow_gradient)
+_NARROW=16
+def flat_functions(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    if eqn.primitive.name not in ("exp","log","tanh","logistic","expm1","log1p","erf"): return None
+    shape = eqn.outvars[0].aval.shape
+    import math
+    if len(shape) < 2 or shape[-1] >= _NARROW or math.prod(shape) < 4*_NARROW: return None
+    flat = jax.lax.optimization_barrier(inputs[0].reshape(-1))
+    return [bind(eqn, [flat], eqn.params)[0].reshape(shape)]
+
+
+CPU_RULES: tuple[Rule, ...] = (
+    flat_functions,
+    canonical_convolution,
+    separate_windows,
+    faster_scan,
+    narrow_gradient,
+)
