@@ -95,8 +95,9 @@ def options_for_convolutions(platform: str) -> dict[str, Any]:
     """The options of XLA for a program with convolutions.
 
     On CPUs newer versions of XLA hand convolutions to a library that runs those of a training step on one core, a third
-    slower in all than XLA's own code; that library keeps the matrix products.
+    slower in all than XLA's own code; that library keeps the products of matrices and the sums.
     """
     if platform != "cpu":
         return {}
-    return compiler_options(xla_cpu_experimental_ynn_fusion_type="LIBRARY_FUSION_TYPE_DOT")
+    kept = [f"LIBRARY_FUSION_TYPE_{name}" for name in ("DOT", "INDIVIDUAL_DOT", "REDUCE")]
+    return compiler_options(xla_cpu_experimental_ynn_fusion_type=",".join(kept))

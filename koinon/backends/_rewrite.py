@@ -17,8 +17,11 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from koinon._jax import bind, evaluate, scan_counts, shapes_of
 from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
+from koinon.backends._elementwise import flat_function, has_flat_function
 from koinon.backends._estimate import sub_jaxprs
 from koinon.backends._products import has_narrow_gradient, narrow_gradient
+from koinon.backends._transposes import carries_transposed
+from koinon.backends._updates import has_late_updates, with_late_updates
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
 
 # With fewer columns the product with a transpose is as fast as with the transposed matrix.
@@ -149,6 +152,12 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
             names.append("separate_windows")
         if has_narrow_gradient(eqn):
             names.append("narrow_gradient")
+        if has_flat_function(eqn):
+            names.append("flat_function")
+        if carries_transposed(eqn):
+            names.append("transposed_carries")
+        if has_late_updates(eqn):
+            names.append("late_updates")
         if eqn.primitive.name == "scan":
             body = eqn.params["jaxpr"]
             num_consts, num_carry = scan_counts(eqn.params)
@@ -325,20 +334,19 @@ def _stacked_product(product: Any, left: Any, right: Any) -> Any:
     )
 
 
-_NARROW=16
-def flat_functions(eqn: Any, inputs: list[Any]) -> list[Any] | None:
-    if eqn.primitive.name not in ("exp","log","tanh","logistic","expm1","log1p","erf"): return None
-    shape = eqn.outvars[0].aval.shape
-    import math
-    if len(shape) < 2 or shape[-1] >= _NARROW or math.prod(shape) < 4*_NARROW: return None
-    flat = jax.lax.optimization_barrier(inputs[0].reshape(-1))
-    return [bind(eqn, [flat], eqn.params)[0].reshape(shape)]
+def late_updates(eqn: Any, inputs: list[Any]) -> list[Any] | None:
+    """Lets a fold update what it carries in place, after all that reads the old value."""
+    if eqn.primitive is not reduce_p:
+        return None
+    step = with_late_updates(eqn.params["jaxpr"], eqn.params["num_consts"])
+    return None if step is None else list(bind(eqn, inputs, {**eqn.params, "jaxpr": rewrite(step, CPU_RULES)}))
 
 
 CPU_RULES: tuple[Rule, ...] = (
-    flat_functions,
     canonical_convolution,
     separate_windows,
     faster_scan,
     narrow_gradient,
+    flat_function,
+    late_updates,
 )

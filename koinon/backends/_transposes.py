@@ -32,7 +32,7 @@ _REDUCTIONS = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_and",
 
 def transpose_carries(closed: ClosedJaxpr) -> ClosedJaxpr:
     """The program with matrices carried transposed in its folds, and all that is made of them in the same way."""
-    if not any(carried_transposed(eqn) for eqn in equations(closed.jaxpr)):
+    if not any(carries_transposed(eqn) for eqn in equations(closed.jaxpr)):
         return closed
     transposer = _Transposer()
 
@@ -43,11 +43,15 @@ def transpose_carries(closed: ClosedJaxpr) -> ClosedJaxpr:
     return jax.make_jaxpr(program)(*shapes_of(var.aval for var in closed.jaxpr.invars))
 
 
-def carried_transposed(eqn: Any) -> bool:
+def carries_transposed(eqn: Any) -> bool:
     """Whether an equation is a fold that carries a matrix transposed."""
-    return eqn.primitive is reduce_p and _with_transposed_carries(eqn.params["jaxpr"], eqn.params["num_consts"]) is not None
+    return (
+        eqn.primitive is reduce_p
+        and _with_transposed_carries(eqn.params["jaxpr"], eqn.params["num_consts"]) is not None
+    )
 
 
+@functools.lru_cache(maxsize=256)
 def _with_transposed_carries(body: ClosedJaxpr, num_consts: int) -> tuple[ClosedJaxpr, list[int]] | None:
     """The step of a fold with some of its carries transposed, where that leaves fewer transpositions in it.
 

@@ -149,7 +149,7 @@ def test_the_gradient_of_a_narrow_layer_keeps_its_values(
         return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(weights)
 
     rules = assert_same_results(gradient, weights, x)
-    assert rules == ({"narrow_gradient": 1} if applies else {})
+    assert rules["narrow_gradient"] == applies
 
     closed = rewrite(jax.make_jaxpr(gradient)(weights, x), CPU_RULES)
     several = np.stack([x, 2 * x, -x])
