@@ -16,7 +16,14 @@ from jax.core import Tracer, eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from koinon._jax import bind, evaluate, scan_counts, shapes_of
-from koinon.backends._convolution import canonical_convolution, has_separate_windows, other_layout, separate_windows
+from koinon.backends._convolution import (
+    canonical_convolution,
+    convolution_of_few,
+    has_few_inputs,
+    has_separate_windows,
+    other_layout,
+    separate_windows,
+)
 from koinon.backends._elementwise import flat_function, has_flat_function
 from koinon.backends._estimate import sub_jaxprs
 from koinon.backends._products import has_narrow_gradient, narrow_gradient
@@ -146,7 +153,9 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
     """The names of the rules that have something to rewrite in a program, once for each place."""
     names = []
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "conv_general_dilated" and other_layout(eqn) is not None:
+        if has_few_inputs(eqn):
+            names.append("convolution_of_few")
+        elif eqn.primitive.name == "conv_general_dilated" and other_layout(eqn) is not None:
             names.append("canonical_convolution")
         if eqn.primitive.name == "select_and_scatter_add" and has_separate_windows(eqn):
             names.append("separate_windows")
@@ -343,6 +352,7 @@ def late_updates(eqn: Any, inputs: list[Any]) -> list[Any] | None:
 
 
 CPU_RULES: tuple[Rule, ...] = (
+    convolution_of_few,
     canonical_convolution,
     separate_windows,
     faster_scan,

@@ -50,6 +50,36 @@ def test_convolutions_and_their_gradients_keep_their_values(layout: Any, strides
     assert rules["canonical_convolution"] >= 1
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("channels", "size", "strides", "padding", "applies"),
+    [
+        (1, (3, 3), (1, 1), "VALID", True),
+        (3, (3, 2), (2, 1), "SAME", True),
+        (1, (5, 5), (1, 2), ((0, 3), (2, 0)), True),
+        (16, (1, 1), (1, 1), "VALID", False),
+        (8, (3, 3), (1, 1), "VALID", False),
+    ],
+)
+def test_a_convolution_of_few_channels_keeps_its_values(
+    layout: Any, channels: int, size: tuple[int, int], strides: Any, padding: Any, applies: bool
+) -> None:
+    """The first convolution of a network as a product of matrices, with the gradient of its kernel."""
+    rng = np.random.default_rng(5)
+    shapes = {"N": 12, "H": 20, "W": 18, "C": channels, "I": channels, "O": 4}
+    kernel_shapes = shapes | {"H": size[0], "W": size[1]}
+    x = rng.normal(size=[shapes[d] for d in layout[0]]).astype(np.float32)
+    kernel = (rng.normal(size=[kernel_shapes[d] for d in layout[1]]) / 5).astype(np.float32)
+
+    def loss(kernel: Any) -> Any:
+        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
+        return jnp.mean(jnp.sin(y))
+
+    rules = assert_same_results(jax.value_and_grad(loss), kernel)
+
+    assert rules["convolution_of_few"] == applies
+
+
 def test_grouped_convolutions_keep_their_values() -> None:
     """A convolution with feature groups, and its gradients, are left as they are where no rule fits."""
     rng = np.random.default_rng(1)
