@@ -190,7 +190,7 @@ class Executable:
             return ordered_segments(lengths, count, capacity)
         if not shares and (self._options.threads is None or not self._can_thread):
             threads = 1
-        return segments(lengths, count, capacity, lanes, min(threads, capacity))
+        return segments(lengths, count, capacity, lanes, min(threads, capacity), self._work.rows)
 
     # --- the compiled programs ---------------------------------------------------------------------------------------
 

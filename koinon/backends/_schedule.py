@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import heapq
 import itertools
 import os
 
@@ -40,6 +41,9 @@ LARGE_STEP = 1_000_000_000
 
 # Below this many operations in a round, a few hundred microseconds, threads cost more than they gain.
 SHARED_WORK = 10_000_000
+
+# So many groups of clients are dealt out one by one.
+LONGEST = 256
 
 # The parts of a cohort whose sums are added up in the order of the cohort, where that order must not depend on the
 # machine: enough to keep a few cores or devices busy.
@@ -138,11 +142,22 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def segments(lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int) -> list[Segment]:
+def segments(
+    lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int, rows: int = 1
+) -> list[Segment]:
     """The cohort cut into one segment for each thread.
 
     With one thread and one lane the clients run in the order of the cohort. Else they are sorted by their number of
-    examples, so that those side by side are alike, and dealt out to the threads from both ends by turns.
+    examples, so that those side by side are alike, and dealt out, the longest first, each time to the thread that has
+    the fewest steps.
+
+    Args:
+      lengths: the examples of each client, `[capacity]`.
+      count: the number of clients.
+      capacity: the clients that there is room for.
+      lanes: how many of them run side by side.
+      threads: the number of segments.
+      rows: the examples of a step.
     """
     order = np.zeros(capacity, np.int32)
     if lengths is None or (lanes == 1 and threads == 1):
@@ -150,8 +165,16 @@ def segments(lengths: np.ndarray | None, count: int, capacity: int, lanes: int, 
         stops = np.array([count], np.int32)
     else:
         by_size = np.argsort(-lengths[:count], kind="stable").astype(np.int32)
-        turn = np.arange(-(-count // lanes)) % (2 * threads)
-        owner = np.repeat(np.where(turn < threads, turn, 2 * threads - 1 - turn), lanes)[:count]
+        # A group of lanes takes as many steps as its longest client; to begin and to end it takes about one more.
+        steps = -(-lengths[by_size[::lanes]] // max(1, rows)) + 1
+        turn = np.arange(len(steps)) % (2 * threads)
+        owner = np.where(turn < threads, turn, 2 * threads - 1 - turn)
+        # Those after the longest are about as long as the next: dealt out from both ends by turns, they take no time.
+        loads = list(zip([0] * threads, range(threads), strict=True))
+        for group, cost in enumerate(steps[:LONGEST].tolist()):
+            load, owner[group] = loads[0]
+            heapq.heapreplace(loads, (load + cost, loads[0][1]))
+        owner = np.repeat(owner, lanes)[:count]
         order[:count] = by_size[np.argsort(owner, kind="stable")]
         stops = np.cumsum(np.bincount(owner, minlength=threads)).astype(np.int32)
     starts = np.concatenate([np.zeros(1, np.int32), stops[:-1]])

@@ -42,6 +42,15 @@ def test_the_threads_get_examples_in_like_numbers(sizes: list[int], threads: int
     assert max(shares) - min(shares) <= max(sizes)
 
 
+def test_a_client_that_is_longer_than_the_others_is_made_up_for() -> None:
+    """The threads take about as long, a step to begin and end each client included."""
+    lengths = np.array([300, *[20] * 30], np.int32)
+    parts = segments(lengths, len(lengths), 128, 1, 2, rows=10)
+    steps = [int((np.ceil(lengths[part.order[part.start : part.stop]] / 10) + 1).sum()) for part in parts]
+
+    assert max(steps) - min(steps) <= 3
+
+
 def test_one_thread_and_one_lane_keep_the_order_of_the_cohort() -> None:
     """The plain loop runs the clients as the cohort names them."""
     (part,) = segments(np.array([3, 9, 1], np.int32), 3, 4, 1, 1)
