@@ -65,32 +65,29 @@ def has_late_updates(eqn: Any) -> bool:
 def _readers_to_wait_for(jaxpr: Jaxpr, first: int) -> dict[int, list[Any]]:
     """For each large carry that is replaced, what is made of its old value and not needed for the new one."""
     makers: dict[Any, Any] = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
+    used = {atom for atoms in (*[eqn.invars for eqn in jaxpr.eqns], jaxpr.outvars) for atom in atoms if _is_var(atom)}
 
     def needed_for(atom: Any) -> set[Any]:
         needed: set[Any] = set()
         pending = [atom]
         while pending:
             var = pending.pop()
-            if isinstance(var, Literal) or var in needed:
-                continue
-            needed.add(var)
-            if var in makers:
-                pending.extend(makers[var].invars)
+            if var not in needed:
+                needed.add(var)
+                pending.extend(filter(_is_var, makers[var].invars if var in makers else ()))
         return needed
 
     found: dict[int, list[Any]] = {}
     for place, (old, new) in enumerate(zip(jaxpr.invars[first:], jaxpr.outvars, strict=True)):
-        if isinstance(new, Literal) or new is old or not _is_large(old.aval):
+        if not _is_var(new) or new is old or not _is_large(old.aval):
             continue
         needed = needed_for(new)
-        readers = [eqn for eqn in jaxpr.eqns if any(atom is old for atom in eqn.invars)]
-        waiting = [
-            eqn.outvars[0]
-            for eqn in readers
-            if needed.isdisjoint(eqn.outvars)
-            and _has_elements(eqn.outvars[0].aval)
-            and new not in needed_for(eqn.outvars[0])
+        read = [
+            next((var for var in eqn.outvars if var in used and _has_numbers(var.aval)), None)
+            for eqn in jaxpr.eqns
+            if any(atom is old for atom in eqn.invars) and needed.isdisjoint(eqn.outvars)
         ]
+        waiting = [var for var in read if var is not None and new not in needed_for(var)]
         if waiting:
             found[place] = waiting
     return found
@@ -104,5 +101,9 @@ def _is_large(aval: Any) -> bool:
     )
 
 
-def _has_elements(aval: Any) -> bool:
+def _is_var(atom: Any) -> bool:
+    return not isinstance(atom, Literal)
+
+
+def _has_numbers(aval: Any) -> bool:
     return jnp.issubdtype(aval.dtype, jnp.number) and all(isinstance(n, int) and n > 0 for n in aval.shape)

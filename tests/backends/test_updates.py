@@ -92,3 +92,21 @@ def test_small_carries_are_left_alone() -> None:
 
     closed = jax.make_jaxpr(train)(weights, np.ones((2, 4, 8), np.float32), np.int32(2))
     assert "late_updates" not in rewritten(closed.jaxpr)
+
+
+def test_what_only_prints_the_old_value_is_not_waited_for(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """An equation without results, such as a print while it runs."""
+    weights, x, steps = arguments
+
+    def printing(weights: list[Any], x: Any, steps: Any) -> Any:
+        def step(index: Any, w: Any) -> Any:
+            jax.debug.print("corner {}", w[0, 0])
+            jax.debug.callback(lambda w: None, w)
+            return w - 0.1 * (w @ x[index].T @ x[index])
+
+        return reduce(steps, weights[0], step)
+
+    (found,) = compiled(printing, (weights, x, steps), CPU_RULES)(*weights, x, steps)
+    jax.effects_barrier()
+    assert capsys.readouterr().out.count("corner") == int(steps)
+    assert np.isfinite(found).all()
