@@ -15,7 +15,6 @@ from koinon._jax import compiler_options
 # More elements in a window than this, and the chain of comparisons is longer than the code that it replaces.
 LARGEST_WINDOW = 16
 
-
 # A convolution with more inputs to each output than this is left to XLA.
 MOST_INPUTS = 40
 
@@ -27,7 +26,7 @@ def convolution_of_few(eqn: Any, inputs: list[Any]) -> list[Any] | None:
     """Takes a two-dimensional convolution of few channels, such as the first of a network, as a product of matrices.
 
     The windows are put into rows by a copy for each of their places. XLA's own code gathers them element by element,
-    and needs about as long for a channel as for sixteen.
+    and needs about as long for one channel as for eight.
     """
     if not has_few_inputs(eqn):
         return None

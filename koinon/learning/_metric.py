@@ -144,7 +144,7 @@ def num_examples() -> Metric:
     """The number of examples, int32; an example counts each time that it is processed."""
     return Metric(
         initialize=lambda: jnp.int32(0),
-        update=lambda count, batch: count + jnp.sum(batch.mask, dtype=jnp.int32),
+        update=lambda count, batch: count + _count(batch),
         finalize=lambda count: count,
     )
 
@@ -153,7 +153,7 @@ def num_batches() -> Metric:
     """The number of batches, int32."""
     return Metric(
         initialize=lambda: jnp.int32(0),
-        update=lambda count, batch: count + jnp.any(batch.mask).astype(jnp.int32),
+        update=lambda count, batch: count + (_count(batch) > 0).astype(jnp.int32),
         finalize=lambda count: count,
     )
 
@@ -184,13 +184,18 @@ def _mean_of(values_of: Callable[[BatchOutput], Any]) -> Metric:
     def update(state: MeanState, batch: BatchOutput) -> MeanState:
         values = per_example(jnp.asarray(values_of(batch)).astype(jnp.float32))
         total = jnp.sum(jnp.where(batch.mask, values, 0))
-        return MeanState(state.total + total, state.count + jnp.sum(batch.mask, dtype=jnp.float32))
+        return MeanState(state.total + total, state.count + _count(batch).astype(jnp.float32))
 
     return Metric(
         initialize=lambda: MeanState(jnp.float32(0), jnp.float32(0)),
         update=update,
         finalize=_divide,
     )
+
+
+def _count(batch: BatchOutput) -> Any:
+    """The number of examples of a batch, written the same way everywhere, so that it is counted only once."""
+    return jnp.sum(batch.mask, dtype=jnp.int32)
 
 
 def _divide(state: MeanState) -> Any:
