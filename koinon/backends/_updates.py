@@ -45,7 +45,7 @@ def with_late_updates(body: ClosedJaxpr, num_consts: int) -> ClosedJaxpr | None:
         outputs = evaluate(body, arguments, apply)
         is_step = arguments[num_consts] >= 0
         for place, variables in readers.items():
-            first = [jnp.ravel(jax.lax.slice_in_dim(jnp.ravel(read[var]), 0, 1))[0] for var in variables]
+            first = [jax.lax.slice_in_dim(jnp.ravel(read[var]), 0, 1).reshape(()) for var in variables]
             # A reduction is a kernel of its own, so that the update itself remains vector code.
             happens = jnp.any(jnp.stack([is_step, *[element != element for element in first]]))
             old = arguments[num_consts + 1 + place]
