@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._jax import compiler_options
+from koinon.computation._symbolic import is_symbolic
 
 # More elements in a window than this, and the chain of comparisons is longer than the code that it replaces.
 LARGEST_WINDOW = 16
@@ -30,11 +31,10 @@ def convolution_of_few(eqn: Any, inputs: list[Any]) -> list[Any] | None:
     """
     if not has_few_inputs(eqn):
         return None
-    lhs_spec, rhs_spec, out_spec = eqn.params["dimension_numbers"]
-    x = jnp.transpose(inputs[0], (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+    x, kernel = _to_canonical(eqn, inputs)
     x = jnp.pad(x, ((0, 0), *eqn.params["padding"], (0, 0)))
-    kernel = jnp.transpose(inputs[1], (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
     strides = eqn.params["window_strides"]
+    out_spec = eqn.params["dimension_numbers"].out_spec
     images, *places, features = [eqn.outvars[0].aval.shape[i] for i in (out_spec[0], *out_spec[2:], out_spec[1])]
 
     def shifted(place: tuple[int, ...]) -> Any:
@@ -44,8 +44,7 @@ def convolution_of_few(eqn: Any, inputs: list[Any]) -> list[Any] | None:
     windows = jnp.concatenate([shifted(place) for place in np.ndindex(*kernel.shape[:2])], -1)
     windows = jax.lax.optimization_barrier(windows.reshape(-1, windows.shape[-1]))
     result = (windows @ kernel.reshape(-1, features)).reshape(images, *places, features)
-    source = dict(zip(out_spec, (0, 3, 1, 2), strict=True))
-    return [jnp.transpose(result, [source[i] for i in range(4)])]
+    return [_from_canonical(eqn, result)]
 
 
 def has_few_inputs(eqn: Any) -> bool:
@@ -57,7 +56,7 @@ def has_few_inputs(eqn: Any) -> bool:
     avals = [atom.aval for atom in (*eqn.invars, *eqn.outvars)]
     kernel, out = avals[1].shape, avals[2].shape
     return (
-        all(isinstance(n, int) for aval in avals for n in aval.shape)
+        not any(is_symbolic(aval.shape) for aval in avals)
         and all(aval.dtype == jnp.float32 for aval in avals)
         and all(n == 1 for name in ("lhs_dilation", "rhs_dilation") for n in params[name])
         and params["feature_group_count"] == params["batch_group_count"] == 1
@@ -78,16 +77,22 @@ def canonical_convolution(eqn: Any, inputs: list[Any]) -> list[Any] | None:
     canonical = other_layout(eqn) if eqn.primitive.name == "conv_general_dilated" else None
     if canonical is None:
         return None
-    params = eqn.params
-    lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
-    rank = len(lhs_spec)
-    spatial = tuple(range(2, rank))
-    lhs = jnp.transpose(inputs[0], (lhs_spec[0], *[lhs_spec[i] for i in spatial], lhs_spec[1]))
-    rhs = jnp.transpose(inputs[1], (*[rhs_spec[i] for i in spatial], rhs_spec[1], rhs_spec[0]))
-    result = eqn.primitive.bind(lhs, rhs, **{**params, "dimension_numbers": canonical})
-    # The canonical output is (N, spatial, features); out_spec says where each of them belongs.
-    source = {out_spec[0]: 0, out_spec[1]: rank - 1} | {out_spec[i]: i - 1 for i in spatial}
-    return [jnp.transpose(result, [source[i] for i in range(rank)])]
+    result = eqn.primitive.bind(*_to_canonical(eqn, inputs), **{**eqn.params, "dimension_numbers": canonical})
+    return [_from_canonical(eqn, result)]
+
+
+def _to_canonical(eqn: Any, inputs: list[Any]) -> tuple[Any, Any]:
+    """The operands of a convolution, (N, spatial, features) and (spatial, features, outputs)."""
+    lhs_spec, rhs_spec, _ = eqn.params["dimension_numbers"]
+    lhs = jnp.transpose(inputs[0], (lhs_spec[0], *lhs_spec[2:], lhs_spec[1]))
+    return lhs, jnp.transpose(inputs[1], (*rhs_spec[2:], rhs_spec[1], rhs_spec[0]))
+
+
+def _from_canonical(eqn: Any, result: Any) -> Any:
+    """A result (N, spatial, features) in the layout of a convolution, whose specification says where each belongs."""
+    batch, features, *spatial = eqn.params["dimension_numbers"].out_spec
+    places = (batch, *spatial, features)
+    return jnp.transpose(result, sorted(range(len(places)), key=places.__getitem__))
 
 
 def other_layout(eqn: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from koinon._jax import bind
+from koinon.computation._symbolic import is_symbolic
 
 # A vector register holds so many numbers; over fewer columns there is no vector code.
 FEW_COLUMNS = 16
@@ -38,7 +39,7 @@ def has_flat_function(eqn: Any) -> bool:
     shape = eqn.outvars[0].aval.shape
     return (
         len(shape) > 1
-        and all(isinstance(n, int) for n in shape)
+        and not is_symbolic(shape)
         and 1 < shape[-1] < FEW_COLUMNS
         and math.prod(shape) >= FEWEST_ELEMENTS
     )

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from koinon.computation._symbolic import is_symbolic
+
 # Above this many elements the copy into a common vector costs more than a kernel.
 _SMALL = 2048
 
@@ -26,7 +28,7 @@ def is_tall(array: Any) -> bool:
     shape = array.shape
     return (
         len(shape) == 2
-        and all(isinstance(n, int) for n in shape)
+        and not is_symbolic(shape)
         and 1 < shape[1] < FEW_COLUMNS <= shape[0]
         and jnp.issubdtype(array.dtype, jnp.floating)
     )

@@ -172,8 +172,9 @@ def segments(
         # Those after the longest are about as long as the next: dealt out from both ends by turns, they take no time.
         loads = list(zip([0] * threads, range(threads), strict=True))
         for group, cost in enumerate(steps[:LONGEST].tolist()):
-            load, owner[group] = loads[0]
-            heapq.heapreplace(loads, (load + cost, loads[0][1]))
+            load, thread = loads[0]
+            owner[group] = thread
+            heapq.heapreplace(loads, (load + cost, thread))
         owner = np.repeat(owner, lanes)[:count]
         order[:count] = by_size[np.argsort(owner, kind="stable")]
         stops = np.cumsum(np.bincount(owner, minlength=threads)).astype(np.int32)

@@ -107,20 +107,17 @@ class _Transposed:
 
     Args:
       transpose: the transpose.
-      make: makes the matrix.
-      is_folded: whether it comes of a fold, so that the matrix is best made of the transpose; else it is made as the
-        program makes it.
+      make: makes the matrix as the program makes it; None where it comes of a fold, and is best made of the transpose.
     """
 
-    def __init__(self, transpose: Any, make: Callable[[], Any], *, is_folded: bool = False) -> None:
+    def __init__(self, transpose: Any, make: Callable[[], Any] | None) -> None:
         self.transpose = transpose
-        self.is_folded = is_folded
-        self._make = make
+        self.make = make
 
     @functools.cached_property
     def matrix(self) -> Any:
         """The matrix itself."""
-        return jnp.transpose(self.transpose) if self.is_folded else self._make()
+        return jnp.transpose(self.transpose) if self.make is None else self.make()
 
 
 class _Transposer:
@@ -190,7 +187,7 @@ class _Transposer:
         ]
         outputs = list(bind(eqn, operands, {**eqn.params, "jaxpr": step}))
         for place in places:
-            outputs[place] = _Transposed(outputs[place], _never, is_folded=True)
+            outputs[place] = _Transposed(outputs[place], None)
         return outputs
 
     def _is_at_hand(self, operand: Any) -> bool:
@@ -200,11 +197,9 @@ class _Transposer:
     def _elementwise(self, eqn: Any, inputs: list[Any]) -> _Transposed:
         operands = [operand if _is_scalar(operand) else self.transpose_of(operand) for operand in inputs]
         (output,) = bind(eqn, operands, eqn.params)
-        return _Transposed(
-            output,
-            lambda: bind(eqn, [_matrix_of(operand) for operand in inputs], eqn.params)[0],
-            is_folded=any(isinstance(operand, _Transposed) and operand.is_folded for operand in inputs),
-        )
+        if any(isinstance(operand, _Transposed) and operand.make is None for operand in inputs):
+            return _Transposed(output, None)
+        return _Transposed(output, lambda: bind(eqn, [_matrix_of(operand) for operand in inputs], eqn.params)[0])
 
     def _product(self, eqn: Any, inputs: list[Any]) -> Any:
         """A product of matrices, with the other dimension of a transposed one contracted."""
@@ -227,7 +222,3 @@ def _is_scalar(value: Any) -> bool:
 
 def _has_folds(jaxpr: Jaxpr) -> bool:
     return any(eqn.primitive is reduce_p for eqn in equations(jaxpr))
-
-
-def _never() -> Any:
-    raise AssertionError("the matrix of a folded transpose is made of it")

@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from koinon._jax import bind, evaluate, shapes_of
 from koinon.computation._sequence_primitives import reduce_p
+from koinon.computation._symbolic import is_symbolic
 
 # The copy of fewer elements takes no longer than to find out that it is not needed.
 FEWEST_ELEMENTS = 16_384
@@ -96,7 +97,7 @@ def _readers_to_wait_for(jaxpr: Jaxpr, first: int) -> dict[int, list[Any]]:
 def _is_large(aval: Any) -> bool:
     return (
         jnp.issubdtype(aval.dtype, jnp.floating)
-        and all(isinstance(n, int) for n in aval.shape)
+        and not is_symbolic(aval.shape)
         and math.prod(aval.shape) >= FEWEST_ELEMENTS
     )
 
@@ -106,4 +107,4 @@ def _is_var(atom: Any) -> bool:
 
 
 def _has_numbers(aval: Any) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.number) and all(isinstance(n, int) and n > 0 for n in aval.shape)
+    return jnp.issubdtype(aval.dtype, jnp.number) and not is_symbolic(aval.shape) and 0 not in aval.shape

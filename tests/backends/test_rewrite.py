@@ -176,10 +176,10 @@ def test_the_gradient_of_a_narrow_layer_keeps_its_values(
     weights = (rng.normal(size=(inputs, outputs)) / inputs**0.5).astype(np.float32)
 
     def gradient(weights: Any, x: Any) -> Any:
-        return jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(weights)
+        return jax.grad(lambda w: jnp.sum(jnp.sin(x @ w)))(weights)
 
     rules = assert_same_results(gradient, weights, x)
-    assert rules["narrow_gradient"] == applies
+    assert rules == ({"narrow_gradient": 1} if applies else {})
 
     closed = rewrite(jax.make_jaxpr(gradient)(weights, x), CPU_RULES)
     several = np.stack([x, 2 * x, -x])
