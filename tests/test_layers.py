@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterator
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "koinon"
-FLOOR_0 = frozenset({"_errors", "_jax"})
+FLOOR_0 = frozenset({"_errors", "_jax", "_threads"})
 LANGUAGE = FLOOR_0 | {"types", "computation"}
 MATHEMATICS = frozenset({"templates", "privacy", "aggregators", "program", "learning", "analytics", "simulation"})
 

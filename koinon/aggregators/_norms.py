@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -34,8 +35,16 @@ def global_inf_norm(value: Any) -> jax.Array:
 
 
 def all_finite(value: Any) -> jax.Array:
-    """Whether all elements of all leaves are finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(value)]).all()
+    """Whether all elements of all leaves are finite, a bool scalar."""
+    leaves = [leaf for leaf in jax.tree.leaves(value) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    return functools.reduce(jnp.logical_and, map(_is_finite, leaves), jnp.bool_(True))
+
+
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        # The greatest is NaN where one is; to find it takes a fraction of the time of a bit for each element.
+        return jnp.isfinite(jnp.max(jnp.abs(leaf), initial=0))
+    return jnp.isfinite(leaf).all()
 
 
 def _leaves(value: Any) -> list[jax.Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from koinon.compiler import Step
 from koinon.computation._evaluate import operand_types, tensor_types
 from koinon.computation._flat import flatten, unflatten
-from koinon.types import FederatedType, Type
+from koinon.types import strip_placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +72,8 @@ def _sums(left: list[Any], right: list[Any]) -> list[Any]:
     return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _member(type_: Type) -> Type:
-    return type_.member if isinstance(type_, FederatedType) else type_
-
-
 def _sum(step: Step) -> Fold:
-    member = _member(step.node.type.result)
+    member = strip_placement(step.node.type.result)
     return Fold(
         zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in tensor_types(member)],
         add=lambda total, value, _: _sums(total, flatten(member, value)),
@@ -88,7 +84,7 @@ def _sum(step: Step) -> Fold:
 
 
 def _mean(step: Step) -> Fold:
-    member = _member(step.node.type.result)
+    member = strip_placement(step.node.type.result)
     leaves = tensor_types(member)
     # Sums of many small numbers lose too much in half precision.
     wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
@@ -121,7 +117,7 @@ def _mean(step: Step) -> Fold:
 
 def _extremum(step: Step, op: Callable[[Any, Any], Any], end: int) -> Fold:
     """The least (`end` 1) or greatest (`end` -1); without clients the number at that end of the dtype."""
-    member = _member(step.node.type.result)
+    member = strip_placement(step.node.type.result)
     leaves = tensor_types(member)
 
     def merge(left: list[Any], right: list[Any]) -> list[Any]:
@@ -209,8 +205,8 @@ def _from_digits(digits: list[Any], dtype: Any) -> tuple[Any, Any]:
 
 def _bounds(step: Step, constants: Any) -> list[Any]:
     value_type, bound_type = operand_types(step.node)  # pyright: ignore[reportArgumentType]
-    leaves = tensor_types(_member(value_type))
-    bounds = flatten(bound_type, constants[1])
+    leaves = tensor_types(strip_placement(value_type))
+    bounds = [jnp.asarray(bound) for bound in flatten(bound_type, constants[1])]
     return [bounds[min(i, len(bounds) - 1)] for i in range(len(leaves))]
 
 
@@ -218,20 +214,34 @@ def _largest_of_bits(bits: Any, dtype: Any) -> Any:
     """The largest integer of so many bits that the dtype holds."""
     largest = jnp.asarray(np.iinfo(dtype).max, dtype)
     width = int(np.iinfo(dtype).max).bit_length()
-    return largest >> jnp.clip(width - bits, 0, width).astype(dtype)
+    # Clipped before it is subtracted: the difference of an unsigned number of bits would wrap around.
+    return largest >> (width - jnp.clip(bits, 0, width)).astype(dtype)
+
+
+def _clipped_to(number: Any, dtype: Any) -> Any:
+    """A number of any integer dtype in another one: the nearest that is not negative and that both hold."""
+    largest = jnp.asarray(min(np.iinfo(dtype).max, np.iinfo(number.dtype).max), number.dtype)
+    return jnp.clip(number, 0, largest).astype(dtype)
 
 
 def _exceeds(value: Any, bound: Any) -> Any:
     """Whether integers exceed a bound of any integer dtype."""
-    largest = jnp.asarray(min(np.iinfo(value.dtype).max, np.iinfo(bound.dtype).max), bound.dtype)
-    return (value > jnp.clip(bound, 0, largest).astype(value.dtype)) | (bound < 0)
+    return (value > _clipped_to(bound, value.dtype)) | (bound < 0)
+
+
+def _first(conditions: list[Any]) -> Any:
+    """The number of the first condition that holds, counted from 1; 0 where none does."""
+    found = jnp.int32(0)
+    for number, condition in reversed([*enumerate(conditions, 1)]):
+        found = jnp.where(condition, number, found)
+    return found
 
 
 _NO_CLIENT = 2**31 - 1
 
 
 def _secure_sum(step: Step, constants: Any) -> Fold:
-    member = _member(step.node.type.result)
+    member = strip_placement(step.node.type.result)
     leaves = tensor_types(member)
     bounds = _bounds(step, constants)
     if step.operator.endswith("bitwidth"):
@@ -258,13 +268,14 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
         return result
 
     def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
-        position, totals, fits = 1, [], jnp.asarray(True)
+        position, totals, too_large = 1, [], []
         for leaf, width in zip(leaves, widths, strict=True):
-            total, ok = _from_digits(state[position : position + width], leaf.dtype)
+            total, fits = _from_digits(state[position : position + width], leaf.dtype)
             totals.append(total)
-            fits = fits & ok
+            too_large.append(~fits)
             position += width
-        return unflatten(member, totals), {"input": jnp.where(state[0] == _NO_CLIENT, 0, state[0] + 1), "total": ~fits}
+        outside = jnp.where(state[0] == _NO_CLIENT, 0, state[0] + 1)
+        return unflatten(member, totals), {"input": outside, "total": _first(too_large)}
 
     zero: list[Any] = [jnp.int32(_NO_CLIENT)]
     for leaf, width in zip(leaves, widths, strict=True):
@@ -273,24 +284,35 @@ def _secure_sum(step: Step, constants: Any) -> Fold:
 
 
 def _secure_modular_sum(step: Step, constants: Any) -> Fold:
-    member = _member(step.node.type.result)
-    leaves = tensor_types(member)
+    member = strip_placement(step.node.type.result)
+    dtypes = [leaf.dtype for leaf in tensor_types(member)]
     moduli = _bounds(step, constants)
+    # A modulus may be one more than the dtype of the values holds; the largest result never is.
+    largest = [_clipped_to(modulus - 1, dtype) for modulus, dtype in zip(moduli, dtypes, strict=True)]
+    too_large = [(top.astype(modulus.dtype) != modulus - 1) for top, modulus in zip(largest, moduli, strict=True)]
 
-    def add_modulo(total: Any, row: Any, modulus: Any) -> Any:
-        modulus = modulus.astype(row.dtype)
-        row = jnp.mod(row, modulus)
-        # `total + row - modulus` where that is not negative; no intermediate value leaves the dtype.
-        return jnp.where(total >= modulus - row, total - (modulus - row), total + row)
+    def merge(left: list[Any], right: list[Any]) -> list[Any]:
+        return [_modular_sum(a, b, top) for a, b, top in zip(left, right, largest, strict=True)]
 
-    return Fold(
-        zero=[jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves],
-        add=lambda state, operands, _: [
-            add_modulo(a, b, m) for a, b, m in zip(state, flatten(member, operands[0]), moduli, strict=True)
-        ],
-        merge=lambda left, right: [add_modulo(a, b, m) for a, b, m in zip(left, right, moduli, strict=True)],
-        finish=lambda state: (
-            unflatten(member, state),
-            {"modulus": jnp.any(jnp.stack([jnp.asarray(modulus) < 1 for modulus in moduli]))} if moduli else {},
-        ),
-    )
+    def add(state: list[Any], operands: Any, _: Any) -> list[Any]:
+        rows = flatten(member, operands[0])
+        return merge(state, [_residue(row, top) for row, top in zip(rows, largest, strict=True)])
+
+    def finish(state: list[Any]) -> tuple[Any, dict[str, Any]]:
+        flags = {"modulus": _first([modulus < 1 for modulus in moduli]), "total": _first(too_large)}
+        return unflatten(member, state), flags
+
+    return Fold([jnp.zeros(leaf.shape, leaf.dtype) for leaf in tensor_types(member)], add, merge, finish)
+
+
+def _residue(value: Any, largest: Any) -> Any:
+    """Integers modulo one more than the largest residue, which their dtype need not hold."""
+    limit = jnp.asarray(np.iinfo(value.dtype).max, value.dtype)
+    # A modulus that the dtype does not hold is a power of two: a residue is the lower bits, of a negative number too.
+    return jnp.where(largest == limit, value & limit, jnp.mod(value, jnp.minimum(largest, limit - 1) + 1))
+
+
+def _modular_sum(left: Any, right: Any, largest: Any) -> Any:
+    """The sum of two residues modulo one more than the largest; nothing on the way to it leaves the dtype."""
+    room = largest - right
+    return jnp.where(left > room, left - room - 1, left + right)

@@ -64,7 +64,8 @@ def has_few_inputs(eqn: Any) -> bool:
         and all(n >= 0 for pair in params["padding"] for n in pair)
         and math.prod(kernel[i] for i in rhs_spec[2:]) > 1
         and math.prod(kernel[i] for i in rhs_spec[1:]) <= MOST_INPUTS
-        and math.prod(out) // out[out_spec[1]] >= FEWEST_PLACES
+        and kernel[rhs_spec[0]] > 0
+        and math.prod(out[i] for i in (out_spec[0], *out_spec[2:])) >= FEWEST_PLACES
     )
 
 

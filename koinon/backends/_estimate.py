@@ -43,12 +43,21 @@ def _operations_of(eqn: Any) -> int:
 
 def sub_jaxprs(eqn: Any) -> Iterator[Jaxpr]:
     """The jaxprs among the parameters of an equation."""
+    for param in _params(eqn):
+        if isinstance(param, ClosedJaxpr):
+            yield param.jaxpr
+        elif isinstance(param, Jaxpr):
+            yield param
+
+
+def closed_jaxprs(eqn: Any) -> Iterator[ClosedJaxpr]:
+    """Those of the jaxprs among the parameters of an equation that bring their constants along."""
+    return (param for param in _params(eqn) if isinstance(param, ClosedJaxpr))
+
+
+def _params(eqn: Any) -> Iterator[Any]:
     for param in eqn.params.values():
-        for item in param if isinstance(param, (tuple, list)) else (param,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
+        yield from param if isinstance(param, (tuple, list)) else (param,)
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[Any]:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from koinon._jax import Device
+from koinon._threads import run_all
 from koinon.backends._explain import Explanation, aggregation_notes, rewrites_of, row_notes
 from koinon.backends._feed import ClientsFeeder, ServerFeeder, bucket, result_builder
 from koinon.backends._optimize import (
@@ -55,9 +55,21 @@ from koinon.types import (
 )
 
 
-@functools.cache
-def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(size, thread_name_prefix="koinon")
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How the clients of a cohort are dealt out.
+
+    Attributes:
+      lanes: how many run side by side.
+      threads: how many parts run at once on a device.
+      devices: how many devices take part.
+      parts: the parts, each of which runs by itself.
+    """
+
+    lanes: int
+    threads: int
+    devices: int
+    parts: list[Segment]
 
 
 class Executable:
@@ -104,21 +116,16 @@ class Executable:
         clients = self._feed(given, capacity)
         if any(map(isinstance, jax.tree.leaves((server, clients)), itertools.repeat(Tracer))):
             return self._build(iter(self._run_traced(server, clients, count, capacity)), count, given)
-        lengths = _lengths(clients)
-        lanes = self._options.lanes or choose_lanes(self._work, capacity)
-        homes = self._options.homes
-        threads, shares = 1, False
-        if self._can_thread and lengths is not None:
-            examples = self._examples(given, clients, capacity)
-            shares = self._shares(examples)
-            threads = self._threads(shares, capacity)
-        parts = self._parts(lengths, count, capacity, lanes, max(threads, len(homes)), shares)
-        window = self._window(given, lengths) if self._keeps_rows else None
-        if len(parts) == 1:
-            leaves, flags = self._run_one(server, clients, parts, count, capacity, lanes, window)
+        schedule = self._schedule(given, clients, count, capacity)
+        window = self._window(given, clients) if self._keeps_rows else None
+        if len(schedule.parts) == 1:
+            leaves, flags = self._whole(
+                server, clients, schedule.parts[0], np.int32(count), capacity, schedule.lanes, window
+            )
         else:
-            placed = [clients, *map(functools.partial(self._feed, given, capacity), homes[1:])]
-            leaves, flags = self._run_parts(server, placed, parts, homes, lanes, threads, window)
+            devices = self._options.homes[1 : schedule.devices]
+            placed = [clients, *map(functools.partial(self._feed, given, capacity), devices)]
+            leaves, flags = self._run_parts(server, placed, schedule, window)
         if flags:
             self._raise_flags(jax.device_get(flags))
         return self._build(iter(leaves), count, given)
@@ -137,15 +144,15 @@ class Executable:
         count = self._count(given)
         capacity = bucket(count)
         clients = self._feed(given, capacity)
-        lengths, shares = _lengths(clients), self._shares(self._examples(given, clients, capacity))
+        lengths, schedule = _lengths(clients), self._schedule(given, clients, count, capacity)
         return Explanation(
             computation=self._plan.name,
             reason=None,
             clients=count,
             examples=None if lengths is None else int(lengths[:count].sum()),
-            lanes=self._options.lanes or choose_lanes(self._work, capacity),
-            threads=self._threads(shares, capacity),
-            devices=len(self._options.homes) if shares else 1,
+            lanes=schedule.lanes,
+            threads=schedule.threads,
+            devices=schedule.devices,
             step_operations=self._work.step,
             rewrites=rewrites_of(self._plan),
             aggregations=tuple(aggregation_notes(self._plan)),
@@ -157,11 +164,11 @@ class Executable:
         counts = [(feeder.path, feeder.count(value)) for (feeder, _), value in zip(self._clients, given, strict=True)]
         return num_clients(counts, self._options.default_num_clients)
 
-    def _window(self, given: list[Any], lengths: np.ndarray | None) -> int:
+    def _window(self, given: list[Any], clients: list[Any]) -> int:
         """Room for the examples of any client, of the whole dataset where there is one, so that it stays the same."""
-        packed = [value.packed for value in given if isinstance(value, Cohort)]
-        longest = [0 if lengths is None else int(lengths.max(initial=0)), *[data.longest for data in packed]]
-        return bucket(max(longest))
+        longest = [value.packed.longest for value in given if isinstance(value, Cohort)]
+        longest += [_longest(leaf) or 0 for leaves in clients for leaf in leaves]
+        return bucket(max(longest, default=0))
 
     def _examples(self, given: list[Any], clients: list[Any], capacity: int) -> int | None:
         """About how many examples a cohort has: the same for all cohorts of a dataset that share a program."""
@@ -173,24 +180,22 @@ class Executable:
                     return leaf[0][0].shape[0] if leaf[0] else 0
         return None
 
-    def _shares(self, examples: int | None) -> bool:
-        """Whether the clients of a cohort can be dealt out, and are worth it."""
-        return self._can_thread and examples is not None and self._work.is_worth_sharing(examples)
-
-    def _threads(self, shares: bool, capacity: int) -> int:
-        if self._options.threads is not None:
-            return min(self._options.threads, capacity) if self._can_thread else 1
-        return choose_threads(self._work, capacity, shares)
-
-    def _parts(
-        self, lengths: np.ndarray | None, count: int, capacity: int, lanes: int, threads: int, shares: bool
-    ) -> list[Segment]:
-        """The parts of the cohort that run by themselves; as many for all cohorts that share a program."""
-        if shares and lengths is not None and self._options.deterministic:
-            return ordered_segments(lengths, count, capacity)
-        if not shares and (self._options.threads is None or not self._can_thread):
-            threads = 1
-        return segments(lengths, count, capacity, lanes, min(threads, capacity), self._work.rows)
+    def _schedule(self, given: list[Any], clients: list[Any], count: int, capacity: int) -> Schedule:
+        """How the clients of a cohort are dealt out; in as many parts for all cohorts that share a program."""
+        options, lengths = self._options, _lengths(clients)
+        lanes = (options.lanes or choose_lanes(self._work, capacity)) if self._work.can_batch else 1
+        can_share = self._can_thread and lengths is not None
+        examples = self._examples(given, clients, capacity) if can_share else None
+        is_worth_it = examples is not None and self._work.is_worth_sharing(examples)
+        threads = options.threads or choose_threads(self._work, capacity, is_worth_it)
+        workers = min(max(threads, len(options.homes)), capacity)
+        if options.deterministic and is_worth_it and lengths is not None:
+            parts = ordered_segments(lengths, count, capacity)
+        elif can_share and not options.deterministic and (is_worth_it or options.threads is not None):
+            parts = segments(lengths, count, capacity, lanes, workers, self._work.rows)
+        else:
+            parts = segments(lengths, count, capacity, lanes, threads=1)
+        return Schedule(lanes, min(threads, len(parts)), min(len(options.homes), len(parts)), parts)
 
     # --- the compiled programs ---------------------------------------------------------------------------------------
 
@@ -205,6 +210,7 @@ class Executable:
         window: int | None,
     ) -> Any:
         """All in one program: the leaves of the result and the error flags."""
+        clients, segment = _arrays((clients, segment))
         state = State(self._server_scope(server), self._client_scope(clients, window), {})
         for number in range(len(self._plan.phases)):
             self._program.begin(number, state)
@@ -215,60 +221,42 @@ class Executable:
 
     def _run_traced(self, server: list[Any], clients: list[Any], count: int, capacity: int) -> list[Any]:
         """The round as a part of a larger program that JAX is tracing: every loop has a static bound."""
-        lengths = _lengths(clients)
-        longest = 0 if lengths is None else int(lengths.max(initial=0))
-        program = Program(self._plan, functools.partial(run_bounded, longest=longest))
-        (segment,) = segments(lengths, count, capacity, lanes=1, threads=1)
-        server, clients, segment = jax.tree.map(jnp.asarray, (server, clients, segment))
-        state = State(self._server_scope(server), self._client_scope(clients, None), {})
+        program = Program(self._plan, run_bounded)
+        (segment,) = segments(_lengths(clients), count, capacity, lanes=1, threads=1)
+        longest = [tuple(map(_longest, leaves)) for leaves in clients]
+        server, clients, segment = _arrays((server, clients, segment))
+        scope = {
+            index: dataclasses.replace(argument, longest=most)
+            for (index, argument), most in zip(self._client_scope(clients, None).items(), longest, strict=True)
+        }
+        state = State(self._server_scope(server), scope, {})
         for number in range(len(self._plan.phases)):
             program.begin(number, state)
             if number in self._stages:
                 part = program.run_clients(number, state, segment, capacity, lanes=1, bound=count)
                 program.end(number, state, [part], count)
+        if state.flags:
+            # The flags have no values before the larger program runs, in which there is nobody to raise an error.
+            jax.debug.callback(lambda flags: self._raise_flags(jax.device_get(flags)), state.flags)
         return self._result_leaves(state)
 
-    def _run_one(
-        self,
-        server: list[Any],
-        clients: list[Any],
-        parts: list[Segment],
-        count: int,
-        capacity: int,
-        lanes: int,
-        window: int | None,
-    ) -> Any:
-        """The whole round as one program."""
-        return self._whole(server, clients, parts[0], np.int32(count), capacity, lanes, window)
-
     def _run_parts(
-        self,
-        server: list[Any],
-        clients: list[list[Any]],
-        parts: list[Segment],
-        homes: tuple[Device | None, ...],
-        lanes: int,
-        threads: int,
-        window: int | None,
-    ) -> Any:
+        self, server: list[Any], clients: list[list[Any]], schedule: Schedule, window: int | None
+    ) -> tuple[list[Any], dict[str, Any]]:
         """One program for each stretch of the server's work, and one for the clients' that every part runs.
 
         Args:
           server: the leaves of the server's arguments.
           clients: for each device, the leaves of the clients' arguments.
-          parts: the parts of the cohort.
-          homes: the devices.
-          lanes: how many clients run side by side.
-          threads: how many parts run at once on a device.
+          schedule: how the clients are dealt out.
           window: the most examples of a client, where a client's work depends on it.
         """
+        homes, parts = self._options.homes[: schedule.devices], schedule.parts
         # Where there are several devices, what a round gives is bound to the first; what the first round takes must be
         # as well, else the second one would be compiled anew.
         scope: Any = server if len(homes) == 1 else jax.device_put(server, jax.local_devices()[0])
         flags: dict[str, Any] = {}
         done: list[Any] | None = None
-        # This thread takes the first part, which costs no handing over.
-        pool = _pool(min(max(threads, len(homes)), len(parts) - 1))
         for stage, number in enumerate(self._stages):
             if stage or self._has_start:
                 scope, raised = self._server_stage(stage, scope, done)
@@ -277,13 +265,11 @@ class Executable:
 
             def run(index: int, number: int = number, scopes: list[Any] = scopes) -> Any:
                 home = index % len(homes)
-                part = self._clients_stage(number, scopes[home], clients[home], parts[index], lanes, window)
+                part = self._clients_stage(number, scopes[home], clients[home], parts[index], schedule.lanes, window)
                 # What one thread starts, JAX runs in order: a thread waits for its part, so that no other gets it.
                 return jax.block_until_ready(part if home == 0 else jax.device_put(part, jax.local_devices()[0]))
 
-            others = pool.map(run, range(1, len(parts)))
-            first = self._clients_stage(number, scope, clients[0], parts[0], lanes, window)
-            done = [jax.block_until_ready(first), *others]
+            done = run_all(run, len(parts), max(schedule.threads, len(homes)))
         leaves, raised = self._server_stage(len(self._stages), scope, done)
         return leaves, flags | raised
 
@@ -304,6 +290,7 @@ class Executable:
     def _run_clients_stage(
         self, number: int, scope: Any, clients: list[Any], segment: Segment, lanes: int, window: int | None
     ) -> Any:
+        clients, segment = _arrays((clients, segment))
         state = dataclasses.replace(self._started(scope), clients=self._client_scope(clients, window))
         return self._program.run_clients(number, state, segment, 1, lanes)
 
@@ -399,15 +386,15 @@ class Executable:
         return lambda leaves, count, given: build(list(itertools.islice(leaves, length)))
 
     def _raise_flags(self, flags: dict[str, Any]) -> None:
-        for name, raised in flags.items():
+        # JAX sorts the names; what a user is told of is the first in the order of the program.
+        for index, kind, raised in sorted((int(name.split()[0]), name.split()[1], int(flags[name])) for name in flags):
             if raised:
-                index, kind = name.split()
-                step = next(step for step in self._plan.steps() if str(step.output.index) == index)
+                step = next(step for step in self._plan.steps() if step.output.index == index)
                 if kind == "input":
                     raise input_out_of_range(step.operator, f"the client at position {raised - 1} of the cohort")
                 if kind == "modulus":
                     raise modulus_not_positive(step.operator)
-                raise total_out_of_range(step.operator, leaf_types(step.output.member)[0].dtype)
+                raise total_out_of_range(step.operator, leaf_types(step.output.member)[raised - 1].dtype)
 
 
 def _top_fields(type_: StructType, argument: Any, order: list[int]) -> list[Any]:
@@ -440,12 +427,19 @@ def _from_scope(value: Any, scope: dict[int, Any]) -> Any:
 
 
 def _lengths(clients: list[Any]) -> np.ndarray | None:
-    """The number of examples of each client, where the arguments have sequences."""
-    for leaves in clients:
-        for leaf in leaves:
-            if isinstance(leaf, tuple):
-                return leaf[2]
-    return None
+    """The number of examples of each client, in all its sequences, where the arguments have any."""
+    lengths = [leaf[2] for leaves in clients for leaf in leaves if isinstance(leaf, tuple)]
+    return functools.reduce(np.add, lengths) if lengths else None
+
+
+def _longest(leaf: Any) -> int | None:
+    """The most examples of a client, where a leaf of the clients' arguments is a packed sequence."""
+    return int(leaf[2].max(initial=0)) if isinstance(leaf, tuple) else None
+
+
+def _arrays(values: Any) -> Any:
+    """Arguments as arrays of JAX, which they are not yet where JAX runs a function without compiling it."""
+    return jax.tree.map(jnp.asarray, values)
 
 
 def _each_client(type_: Type, stacked: list[Any], count: int) -> list[Any]:

@@ -11,11 +11,8 @@ import jax
 from koinon.backends._aggregate import is_sum
 from koinon.backends._program import Program
 from koinon.backends._rewrite import rewritten
-from koinon.backends._schedule import CPU_LANES, SHARED_WORK, SMALL_STEP, programs_of
-from koinon.compiler import Plan, Step
-from koinon.computation import _ir as ir
-from koinon.computation._evaluate import LocalFunction
-from koinon.computation._local import apply_local
+from koinon.backends._schedule import CPU_LANES, SHARED_WORK, SMALL_STEP, programs_of_step
+from koinon.compiler import Plan
 from koinon.computation._print import TYPE_WIDTH
 
 
@@ -84,13 +81,9 @@ def rewrites_of(plan: Plan) -> tuple[tuple[str, int], ...]:
     """The rules that rewrite the programs of a plan on this platform, with the number of places."""
     if jax.default_backend() != "cpu":
         return ()
-    programs = [node for step in plan.steps() for node in programs_of((*_own_program(step), step.operands))]
+    programs = [node for step in plan.steps() for node in programs_of_step(step)]
     names = [name for node in programs for name in rewritten(node.program.jaxpr)]
     return tuple(sorted(collections.Counter(names).items()))
-
-
-def _own_program(step: Step) -> list[LocalFunction]:
-    return [LocalFunction(step.node, apply_local)] if isinstance(step.node, ir.Local) else []
 
 
 def aggregation_notes(plan: Plan) -> Iterator[str]:

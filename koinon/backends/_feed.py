@@ -8,6 +8,7 @@ work in Python does not grow with the number of clients of a cohort.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,10 @@ from koinon.computation._transfer import check_cohort, clients_values, columns, 
 from koinon.types import FederatedType, SequenceType, StructType, TensorType, Type
 
 _signature = operator.attrgetter("dtype", "shape")
+_WEAK_TYPE, _FALSE = itertools.repeat("weak_type"), itertools.repeat(False)
+
+# The classes of the arrays that came so far. None of tracers: one class of them stands for arrays and for others.
+_array_classes: set[type] = set()
 
 
 class NotOneProgramError(Exception):
@@ -49,7 +54,7 @@ class Layout:
         if sorted(leaf for leaf in leaves if isinstance(leaf, int)) != numbers or len(leaves) != len(numbers):
             return
         self.treedef = treedef
-        self.order = [leaves.index(i) for i in numbers]
+        self.order = sorted(numbers, key=leaves.__getitem__)
         by_place = [self.leaf_types[i] for i in leaves]
         self.signatures = [(leaf.dtype, leaf.shape) for leaf in by_place]
         self.in_order = self.order == numbers
@@ -57,12 +62,9 @@ class Layout:
     def take(self, value: Any) -> list[Any] | None:
         """The leaves of a value that has exactly the declared type, in the order of the type; else None."""
         leaves, treedef = jax.tree.flatten(value)
-        if treedef != self.treedef:
+        if treedef != self.treedef or not (_array_classes.issuperset(map(type, leaves)) or _are_arrays(leaves)):
             return None
-        try:
-            if list(map(_signature, leaves)) != self.signatures:
-                return None
-        except AttributeError:
+        if list(map(_signature, leaves)) != self.signatures:
             return None
         return leaves if self.in_order else [leaves[i] for i in self.order]
 
@@ -74,6 +76,18 @@ class Layout:
                 ordered[place] = leaf
             leaves = ordered
         return self.treedef.unflatten(leaves)
+
+
+def _are_arrays(leaves: list[Any]) -> bool:
+    """Whether all leaves are arrays, of NumPy or JAX: other things have a dtype and a shape as well."""
+    if not all(isinstance(leaf, (np.ndarray, np.generic, jax.Array)) for leaf in leaves):
+        return False
+    _array_classes.update(type(leaf) for leaf in leaves if not isinstance(leaf, Tracer))
+    return True
+
+
+def _strongly_typed(leaf: Any) -> Any:
+    return jnp.asarray(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
 
 
 @functools.lru_cache(maxsize=1024)
@@ -99,11 +113,14 @@ class ServerFeeder:
 
     def feed(self, value: Any) -> list[Any]:
         """The flat leaves of a value."""
-        if self.layout.treedef is not None:
-            leaves = self.layout.take(value)
-            if leaves is not None:
-                return leaves
-        return flatten(self.member, local_value(self.member, value, self.path))
+        leaves = self.layout.take(value) if self.layout.treedef is not None else None
+        if leaves is None:
+            leaves = flatten(self.member, local_value(self.member, value, self.path))
+        # What an engine returns is not weakly typed, as `jnp.full(3, 0.5)` is. A program for such a first state alone
+        # would take longer to compile than this check takes in thousands of rounds.
+        if any(map(getattr, leaves, _WEAK_TYPE, _FALSE)):
+            return list(map(_strongly_typed, leaves))
+        return leaves
 
 
 class ClientsFeeder:

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 
 from koinon._errors import KoinonValueError
 from koinon._jax import Device
@@ -43,18 +44,27 @@ def resolve_options(
 ) -> LocalOptions:
     """The options that a user's come to.
 
+    Args:
+      default_num_clients: not negative.
+      strategy: a name, or None.
+      options: `lanes`, `threads` and `devices`, each a positive int of Python or NumPy, or None; `devices` may be
+        devices.
+      deterministic: whether sums are taken in the order of the cohort.
+
     Raises:
-      KoinonValueError: if one of them is out of range, or two contradict each other.
+      KoinonValueError: if one of them is something else or out of range, or two contradict each other.
     """
-    for name, option in options.items():
-        if isinstance(option, (bool, float, str)) or (isinstance(option, int) and option < 1):
-            raise KoinonValueError(f"The option `{name}` must be a positive int, or None.", found=repr(option))
+    if not _is_count(default_num_clients, least=0):
+        raise KoinonValueError(
+            "The option `default_num_clients` must be an int, and not negative.", found=repr(default_num_clients)
+        )
+    options = {name: _option_of(name, option) for name, option in options.items()}
     chosen = options if strategy is None else _options_of(strategy, options)
     lanes = chosen["lanes"]
     if deterministic and lanes not in (None, 1):
         raise KoinonValueError("Lanes add up in another order than that of the cohort.", found=f"lanes={lanes}")
     return LocalOptions(
-        default_num_clients,
+        int(default_num_clients),
         1 if deterministic else lanes,
         chosen["threads"],
         _devices_of(chosen["devices"]),
@@ -62,9 +72,34 @@ def resolve_options(
     )
 
 
+def _is_count(option: Any, least: int) -> bool:
+    return isinstance(option, (int, np.integer)) and not isinstance(option, bool) and int(option) >= least
+
+
+def _option_of(name: str, option: Any) -> int | tuple[Device, ...] | None:
+    """An option as an int, or as devices where these are given."""
+    if option is None:
+        return None
+    if _is_count(option, least=1):
+        return int(option)
+    devices = _listed_devices(option) if name == "devices" else None
+    if devices is None:
+        kinds = "a positive int, devices of JAX, or None" if name == "devices" else "a positive int, or None"
+        raise KoinonValueError(f"The option `{name}` must be {kinds}.", found=repr(option))
+    return devices
+
+
+def _listed_devices(option: Any) -> tuple[Device, ...] | None:
+    try:
+        devices = tuple(option)
+    except TypeError:
+        return None
+    return devices if all(isinstance(device, jax.Device) for device in devices) else None
+
+
 def _options_of(strategy: str, options: dict[str, Any]) -> dict[str, Any]:
     """The options that a strategy stands for, with those that are given beside it."""
-    if strategy not in _STRATEGIES:
+    if not isinstance(strategy, str) or strategy not in _STRATEGIES:
         expected = ", ".join(map(repr, _STRATEGIES))
         raise KoinonValueError("There is no such strategy.", expected=expected, found=repr(strategy))
     chosen = {**options, **_STRATEGIES[strategy]}
@@ -78,19 +113,18 @@ def _options_of(strategy: str, options: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _devices_of(devices: Any) -> tuple[Device, ...] | None:
+def _devices_of(devices: int | tuple[Device, ...] | None) -> tuple[Device, ...] | None:
     if devices is None:
         return None
     local = jax.local_devices()
-    if not isinstance(devices, int):
-        chosen = tuple(devices)
-        if chosen[:1] != tuple(local[:1]):
+    if isinstance(devices, tuple):
+        if devices[:1] != tuple(local[:1]):
             raise KoinonValueError(
                 "The first of the devices does the server's work, so it must be JAX's default device.",
                 expected=str(local[0]),
-                found=", ".join(map(str, chosen)) or "no device",
+                found=", ".join(map(str, devices)) or "no device",
             )
-        return chosen
+        return devices
     if devices > len(local):
         raise KoinonValueError(
             "There are not so many devices.",

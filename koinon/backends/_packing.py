@@ -40,7 +40,7 @@ class Packing:
     Tall matrices are transposed.
 
     Args:
-      arrays: arrays, or their shapes and dtypes.
+      arrays: arrays of any shapes and dtypes, or what has these.
     """
 
     def __init__(self, arrays: Sequence[Any]) -> None:
@@ -56,13 +56,34 @@ class Packing:
         self._groups = [[i for i in small if self._shapes[i][1] == dtype] for dtype in dtypes]
 
     def pack(self, arrays: Sequence[Any]) -> list[Any]:
-        """The arrays, packed."""
+        """The arrays, packed.
+
+        Args:
+          arrays: arrays of the shapes and dtypes that the packing was made for, in the same order.
+
+        Returns:
+          The large arrays in their order, tall ones transposed; then for each dtype of the small ones a vector
+          `[elements of all of them]`.
+
+        Raises:
+          ValueError: if there are more or fewer arrays.
+        """
         arrays = [array.T if tall else array for array, tall in zip(arrays, self._is_tall, strict=True)]
         vectors = [jnp.concatenate([jnp.ravel(arrays[i]) for i in group]) for group in self._groups]
         return [*[arrays[i] for i in self._large], *vectors]
 
     def unpack(self, packed: Sequence[Any]) -> list[Any]:
-        """The arrays that were packed."""
+        """The arrays that were packed.
+
+        Args:
+          packed: what `pack` returned, or sums of such.
+
+        Returns:
+          The arrays in their order, in the shapes and dtypes that the packing was made for.
+
+        Raises:
+          ValueError: if there are more or fewer vectors of small arrays.
+        """
         arrays: list[Any] = [None] * len(self._shapes)
         for i, array in zip(self._large, packed, strict=False):
             arrays[i] = array

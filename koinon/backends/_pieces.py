@@ -6,7 +6,6 @@ longer than all the rest. No piece spans two clients, two examples or two operat
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ def _read(atom: Any, scope: dict[Any, Any]) -> Any:
 Piece = tuple[Callable[[list[Any]], Sequence[Any]], list[Any], list[Any]]
 
 
-@functools.lru_cache(maxsize=512)
+@ir.kept_with_program
 def _pieces(program: ClosedJaxpr) -> list[Piece]:
     """The program as pieces to run in order, each with the variables that it reads and those that it makes."""
     jaxpr = program.jaxpr

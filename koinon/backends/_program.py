@@ -8,7 +8,7 @@ result needs of each client is kept in rows, one for each client.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,29 +48,34 @@ class ClientsArgument:
         its buffers, and the clients' offsets and lengths.
       window: the most examples of a client, where a client's work depends on how many rows the buffers have; it sees
         so many then. None where it does not.
+      longest: for each leaf the most examples of a client, where it is a sequence and that is a constant of the
+        program; None where it is not.
     """
 
     type: FederatedType
     leaves: Any
     window: int | None = None
+    longest: tuple[int | None, ...] | None = None
 
     def at(self, index: Any) -> Any:
         """The value of one client."""
-        return _client_value(self.type.member, iter(self.leaves), index, self.window)
+        longest = self.longest or (None,) * len(self.leaves)
+        return _client_value(self.type.member, zip(self.leaves, longest, strict=True), index, self.window)
 
 
-def _client_value(type_: Type, leaves: Any, index: Any, window: int | None) -> Any:
+def _client_value(type_: Type, leaves: Iterator[tuple[Any, int | None]], index: Any, window: int | None) -> Any:
     if isinstance(type_, StructType):
         return tuple([_client_value(field, leaves, index, window) for _, field in type_.items()])
+    leaf, longest = next(leaves)
     if isinstance(type_, SequenceType):
-        buffers, offsets, lengths = next(leaves)
+        buffers, offsets, lengths = leaf
         offset, length = offsets[index], lengths[index]
         if window is None or any(buffer.shape[0] <= window for buffer in buffers):
-            return Sequence(PackedView(type_.element, buffers, offset, length, padded=True))
+            return Sequence(PackedView(type_.element, buffers, offset, length, padded=True, longest=longest))
         start = jnp.minimum(offset, min([buffer.shape[0] for buffer in buffers], default=0) - window)
         own = tuple([jax.lax.dynamic_slice_in_dim(buffer, start, window) for buffer in buffers])
         return Sequence(PackedView(type_.element, own, offset - start, length))
-    return next(leaves)[index]
+    return leaf[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Rows:
 
 
 jax.tree_util.register_dataclass(Rows, data_fields=["leaves"], meta_fields=["type"])
-jax.tree_util.register_dataclass(ClientsArgument, data_fields=["leaves"], meta_fields=["type", "window"])
+jax.tree_util.register_dataclass(ClientsArgument, data_fields=["leaves"], meta_fields=["type", "window", "longest"])
 
 
 @dataclasses.dataclass(frozen=True)

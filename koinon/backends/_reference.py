@@ -17,7 +17,7 @@ from koinon._errors import ArgumentError
 from koinon.backends._pieces import run_in_pieces
 from koinon.backends._placed import AtClients, AtServer, SameAtClients, enter, has_rows, leave
 from koinon.backends._results import FunctionResult, leave_engine
-from koinon.backends._secure import check_modulus, check_secure_inputs, check_secure_total
+from koinon.backends._secure import check_moduli, check_secure_inputs, check_secure_total, python_integers
 from koinon.computation import Computation
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import (
@@ -164,8 +164,12 @@ class Interpreter:
         assert isinstance(type_, FederatedType)
         return [flatten(type_.member, element) for element in self._each(value)]
 
+    def _exact_rows(self, operator: str, type_: Type, value: Any) -> list[list[np.ndarray]]:
+        """The flat leaves of each client's integers, which never overflow."""
+        return [[python_integers(operator, leaf) for leaf in row] for row in self._rows(type_, value)]
+
     def _sum(self, intrinsic: ir.Intrinsic, value: Any) -> AtServer:
-        member = _member(intrinsic.type.result)
+        member = strip_placement(intrinsic.type.result)
         total = [jnp.zeros(t.shape, t.dtype) for t in tensor_types(member)]
         for row in self._rows(_parameter(intrinsic), value):
             total = [a + b for a, b in zip(total, row, strict=True)]
@@ -182,7 +186,7 @@ class Interpreter:
         return self._average(intrinsic, self._rows(value_type, value), weights)
 
     def _average(self, intrinsic: ir.Intrinsic, rows: list[list[Any]], weights: list[Any]) -> AtServer:
-        member = _member(intrinsic.type.result)
+        member = strip_placement(intrinsic.type.result)
         results = []
         for i, leaf in enumerate(tensor_types(member)):
             # Sums of many small numbers lose too much in half precision.
@@ -197,7 +201,7 @@ class Interpreter:
     def _extremum(
         self, intrinsic: ir.Intrinsic, value: Any, op: Callable[..., Any], start: Callable[..., Any]
     ) -> AtServer:
-        member = _member(intrinsic.type.result)
+        member = strip_placement(intrinsic.type.result)
         rows = self._rows(_parameter(intrinsic), value)
         if not rows:
             return AtServer(
@@ -213,20 +217,19 @@ class Interpreter:
         return AtServer(report(accumulator))
 
     def _collect(self, intrinsic: ir.Intrinsic, value: Any) -> AtServer:
-        sequence_type = _member(intrinsic.type.result)
+        sequence_type = strip_placement(intrinsic.type.result)
         assert isinstance(sequence_type, SequenceType)
         rows = self._rows(_parameter(intrinsic), value)
         return AtServer(sequence_of_rows(sequence_type, rows))
 
     def _secure_sum(self, intrinsic: ir.Intrinsic, argument: Any) -> AtServer:
         value, bound = argument
-        value_type, bound_type = operand_types(intrinsic)
-        member = _member(value_type)
-        rows = [[np.asarray(leaf).astype(object) for leaf in row] for row in self._rows(value_type, value)]
-        bounds = flatten(bound_type, bound)
-        bounds = [int(bounds[min(i, len(bounds) - 1)]) for i in range(len(leaf_types(member)))]
+        value_type, _ = operand_types(intrinsic)
+        member = strip_placement(value_type)
+        rows = self._exact_rows(intrinsic.name, value_type, value)
+        bounds = _bounds(intrinsic, bound)
         if intrinsic.name.endswith("bitwidth"):
-            bounds = [2**bits - 1 for bits in bounds]
+            bounds = [2 ** min(max(bits, 0), _MOST_BITS) - 1 for bits in bounds]
         check_secure_inputs(intrinsic.name, rows, bounds)
         totals = []
         for i, leaf in enumerate(tensor_types(member)):
@@ -237,17 +240,15 @@ class Interpreter:
 
     def _secure_modular_sum(self, intrinsic: ir.Intrinsic, argument: Any) -> AtServer:
         value, modulus = argument
-        value_type, modulus_type = operand_types(intrinsic)
-        member = _member(value_type)
-        moduli = flatten(modulus_type, modulus)
+        value_type, _ = operand_types(intrinsic)
+        member = strip_placement(value_type)
+        leaves = tensor_types(member)
+        moduli = _bounds(intrinsic, modulus)
+        check_moduli(intrinsic.name, moduli, [leaf.dtype for leaf in leaves])
+        rows = self._exact_rows(intrinsic.name, value_type, value)
         totals = []
-        for i, leaf in enumerate(tensor_types(member)):
-            total = np.zeros(leaf.shape, object)
-            for row in self._rows(value_type, value):
-                total = total + np.asarray(row[i]).astype(object)
-            modulus = int(moduli[min(i, len(moduli) - 1)])
-            check_modulus(intrinsic.name, modulus)
-            total = total % modulus
+        for i, leaf in enumerate(leaves):
+            total = sum((row[i] for row in rows), start=np.zeros(leaf.shape, object)) % moduli[i]
             totals.append(jnp.asarray(np.asarray(total).astype(leaf.dtype)))
         return AtServer(unflatten(member, totals))
 
@@ -256,7 +257,7 @@ class Interpreter:
 
     def _select(self, intrinsic: ir.Intrinsic, argument: Any) -> AtClients:
         keys, _, server_value, function = argument
-        sequence_type = _member(intrinsic.type.result)
+        sequence_type = strip_placement(intrinsic.type.result)
         assert isinstance(sequence_type, SequenceType)
         sequences = []
         for client_keys in self._each(keys):
@@ -300,8 +301,14 @@ def _parameter(intrinsic: ir.Intrinsic) -> Type:
     return parameter
 
 
-def _member(type_: Type) -> Type:
-    return type_.member if isinstance(type_, FederatedType) else type_
+_MOST_BITS = 64  # those of the widest dtype
+
+
+def _bounds(intrinsic: ir.Intrinsic, bound: Any) -> list[int]:
+    """The bound of each leaf of a secure sum."""
+    value_type, bound_type = operand_types(intrinsic)
+    bounds = [int(python_integers(intrinsic.name, leaf)) for leaf in flatten(bound_type, bound)]
+    return [bounds[min(i, len(bounds) - 1)] for i in range(len(leaf_types(value_type)))]
 
 
 def _placed_leaves(value: Any) -> list[Any]:

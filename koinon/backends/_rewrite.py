@@ -7,12 +7,12 @@ A rule sees one equation and its inputs, and returns the outputs computed in a b
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer, eval_jaxpr
+from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from koinon._jax import bind, evaluate, scan_counts, shapes_of
@@ -25,14 +25,18 @@ from koinon.backends._convolution import (
     separate_windows,
 )
 from koinon.backends._elementwise import flat_function, has_flat_function
-from koinon.backends._estimate import sub_jaxprs
+from koinon.backends._estimate import closed_jaxprs
 from koinon.backends._products import has_narrow_gradient, narrow_gradient
 from koinon.backends._transposes import carries_transposed
 from koinon.backends._updates import has_late_updates, with_late_updates
 from koinon.computation._sequence_primitives import read_run_p, reduce_p
+from koinon.computation._symbolic import is_symbolic
 
 # With fewer columns the product with a transpose is as fast as with the transposed matrix.
 FEWEST_COLUMNS = 32
+
+# What `jax.checkpoint` makes; a program within it is a part of the step like any other.
+_CHECKPOINT = "remat2"
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 
@@ -45,7 +49,10 @@ def rewrite(closed: ClosedJaxpr, rules: Sequence[Rule]) -> ClosedJaxpr:
             outputs = rule(eqn, inputs)
             if outputs is not None:
                 return outputs
-        return bind(eqn, inputs, {name: _rewrite_param(param, rules) for name, param in eqn.params.items()})
+        params = {name: _rewrite_param(param, rules) for name, param in eqn.params.items()}
+        if eqn.primitive.name == _CHECKPOINT:
+            params["jaxpr"] = _rewrite_open(eqn.params["jaxpr"], rules)
+        return bind(eqn, inputs, params)
 
     avals = shapes_of(var.aval for var in closed.jaxpr.invars)
     return jax.make_jaxpr(lambda *arguments: evaluate(closed, arguments, apply))(*avals)
@@ -54,13 +61,16 @@ def rewrite(closed: ClosedJaxpr, rules: Sequence[Rule]) -> ClosedJaxpr:
 def _rewrite_param(param: Any, rules: Sequence[Rule]) -> Any:
     if isinstance(param, ClosedJaxpr):
         return rewrite(param, rules)
-    if isinstance(param, Jaxpr):
-        # Open jaxprs belong to primitives whose constants are inputs; their equations stay as they are.
-        return param
     if isinstance(param, tuple) and any(isinstance(item, ClosedJaxpr) for item in param):
         items = [_rewrite_param(item, rules) for item in param]
         return type(param)(*items) if hasattr(param, "_fields") else tuple(items)
     return param
+
+
+def _rewrite_open(jaxpr: Jaxpr, rules: Sequence[Rule]) -> Jaxpr:
+    """An open jaxpr with the rules applied, unless they bring constants, for which it has no place."""
+    rewritten_jaxpr = rewrite(ClosedJaxpr(jaxpr, ()), rules)
+    return jaxpr if rewritten_jaxpr.consts else rewritten_jaxpr.jaxpr
 
 
 # --- reads without a check of bounds ---------------------------------------------------------------------------------
@@ -103,49 +113,6 @@ def _read_in_bounds(jaxpr: Jaxpr, padded: Sequence[bool]) -> Jaxpr:
     return jaxpr.replace(eqns=eqns)
 
 
-# --- static bounds for folds -----------------------------------------------------------------------------------------
-
-
-def bound_folds(closed: ClosedJaxpr, lengths: Sequence[int], longest: int) -> ClosedJaxpr:
-    """Gives the folds of a program a static bound, so that reverse-mode differentiation can pass them.
-
-    Args:
-      closed: the program.
-      lengths: the places of the lengths of sequences among its inputs.
-      longest: the greatest value that a length takes.
-
-    The trip count of a fold must follow from the lengths alone and grow with them, as it does after `batch`, `repeat`
-    and `take`; a fold whose trip count depends on anything else keeps none.
-    """
-    eqns = []
-    for eqn in closed.jaxpr.eqns:
-        if eqn.primitive is reduce_p:
-            bound = _trip_count(closed, eqn.invars[0], lengths, longest)
-            eqn = eqn.replace(params={**eqn.params, "bound": bound})
-        eqns.append(eqn)
-    return ClosedJaxpr(closed.jaxpr.replace(eqns=eqns), closed.consts)
-
-
-def _trip_count(closed: ClosedJaxpr, count: Any, lengths: Sequence[int], longest: int) -> int | None:
-    if isinstance(count, Literal):
-        return int(count.val)
-    jaxpr = closed.jaxpr
-    needed, eqns = {count}, []
-    for eqn in reversed(jaxpr.eqns):
-        if not needed.isdisjoint(eqn.outvars):
-            eqns.append(eqn)
-            needed.update(_variables(eqn))
-    known = {jaxpr.invars[place] for place in lengths}
-    if any(var in needed and var not in known for var in jaxpr.invars):
-        return None
-    sliced = jaxpr.replace(
-        invars=list(known), outvars=[count], eqns=eqns[::-1], debug_info=jaxpr.debug_info.with_unknown_names()
-    )
-    with jax.ensure_compile_time_eval():
-        (bound,) = eval_jaxpr(sliced, closed.consts, *[jnp.int32(longest)] * len(known))
-    return None if isinstance(bound, Tracer) else int(bound)
-
-
 # --- rules for CPUs --------------------------------------------------------------------------------------------------
 
 
@@ -153,16 +120,8 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
     """The names of the rules that have something to rewrite in a program, once for each place."""
     names = []
     for eqn in jaxpr.eqns:
-        if has_few_inputs(eqn):
-            names.append("convolution_of_few")
-        elif eqn.primitive.name == "conv_general_dilated" and other_layout(eqn) is not None:
-            names.append("canonical_convolution")
-        if eqn.primitive.name == "select_and_scatter_add" and has_separate_windows(eqn):
-            names.append("separate_windows")
-        if has_narrow_gradient(eqn):
-            names.append("narrow_gradient")
-        if has_flat_function(eqn):
-            names.append("flat_function")
+        if not _has_unknown_shapes(eqn):
+            names.extend(_rewritten_operation(eqn))
         if carries_transposed(eqn):
             names.append("transposed_carries")
         if has_late_updates(eqn):
@@ -178,9 +137,29 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
                 names.append("hoisted_transpose")
             names.extend(rewritten(body.jaxpr))
             continue
-        for sub in sub_jaxprs(eqn):
-            names.extend(rewritten(sub))
+        if eqn.primitive.name == _CHECKPOINT:
+            names.extend(rewritten(eqn.params["jaxpr"]))
+        for sub in closed_jaxprs(eqn):
+            names.extend(rewritten(sub.jaxpr))
     return names
+
+
+def _rewritten_operation(eqn: Any) -> Iterator[str]:
+    """The names of the rules that rewrite one operation on arrays."""
+    if has_few_inputs(eqn):
+        yield "convolution_of_few"
+    elif eqn.primitive.name == "conv_general_dilated" and other_layout(eqn) is not None:
+        yield "canonical_convolution"
+    if eqn.primitive.name == "select_and_scatter_add" and has_separate_windows(eqn):
+        yield "separate_windows"
+    if has_narrow_gradient(eqn):
+        yield "narrow_gradient"
+    if has_flat_function(eqn):
+        yield "flat_function"
+
+
+def _has_unknown_shapes(eqn: Any) -> bool:
+    return any(is_symbolic(atom.aval.shape) for atom in (*eqn.invars, *eqn.outvars) if hasattr(atom.aval, "shape"))
 
 
 def faster_scan(eqn: Any, inputs: list[Any]) -> list[Any] | None:
@@ -239,9 +218,11 @@ def _transposed_operands(jaxpr: Jaxpr, num_consts: int) -> list[int]:
 def _is_product_with_transpose(eqn: Any, constants: Any) -> bool:
     if eqn.primitive.name != "dot_general" or isinstance(eqn.invars[1], Literal) or eqn.invars[1] not in constants:
         return False
-    (_, right), _ = eqn.params["dimension_numbers"]
+    (_, right), (batch, _) = eqn.params["dimension_numbers"]
     shape = eqn.invars[1].aval.shape
-    return len(shape) == 2 and tuple(right) == (1,) and shape[0] >= FEWEST_COLUMNS
+    return (
+        len(shape) == 2 and not is_symbolic(shape) and tuple(right) == (1,) and not batch and shape[0] >= FEWEST_COLUMNS
+    )
 
 
 def _with_transposed(body: ClosedJaxpr, num_consts: int, transposed: list[int]) -> ClosedJaxpr:
@@ -263,10 +244,11 @@ def _with_transposed(body: ClosedJaxpr, num_consts: int, transposed: list[int]) 
 
 
 def _accumulated_products(jaxpr: Jaxpr, num_consts: int, num_carry: int) -> dict[int, Any]:
-    """The carries of a scan to which each step does nothing but add a product.
+    """The carries of a scan to which each step does nothing but add a product of two factors that change in it.
 
     Each with the equation of the product, and the permutation that transposes it before it is added.
     """
+    varying = _varying(jaxpr, num_consts)
     uses: collections.Counter[Any] = collections.Counter(
         atom
         for atoms in (*[eqn.invars for eqn in jaxpr.eqns], jaxpr.outvars)
@@ -291,9 +273,19 @@ def _accumulated_products(jaxpr: Jaxpr, num_consts: int, num_carry: int) -> dict
         if product is None or product.primitive.name != "dot_general":
             continue
         _, (batch, _) = product.params["dimension_numbers"]
-        if not batch and not any(isinstance(atom, Literal) for atom in product.invars):
+        # A factor that stays the same would be stacked as often as there are steps.
+        if not batch and all(not isinstance(atom, Literal) and atom in varying for atom in product.invars):
             found[index] = (product, permutation)
     return found
+
+
+def _varying(jaxpr: Jaxpr, num_consts: int) -> set[Any]:
+    """What may change from one step of a scan to the next."""
+    varying: set[Any] = set(jaxpr.invars[num_consts:])
+    for eqn in jaxpr.eqns:
+        if not varying.isdisjoint(_variables(eqn)):
+            varying.update(eqn.outvars)
+    return varying
 
 
 def _operands(found: dict[int, Any]) -> list[Any]:

@@ -11,17 +11,20 @@ import functools
 import heapq
 import itertools
 import os
+from typing import Any
 
 import jax
 import numpy as np
 
-from koinon.backends._estimate import has_convolutions, largest_read, operations, step_operations
+from koinon.backends._estimate import equations, has_convolutions, largest_read, operations, step_operations
 from koinon.backends._program import Segment
 from koinon.compiler import Plan, Step
 from koinon.compiler._program import program_p
 from koinon.compiler._steps import structure_leaves
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import Closure, LocalFunction
+
+_THREEFRY = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
 
 # A step of a fold costs a few microseconds of dispatch whatever it does, as much as so many operations.
 DISPATCH = 250_000
@@ -83,9 +86,28 @@ def clients_work(plan: Plan) -> Work:
         step=max([step for step in steps if step is not None], default=None),
         whole=sum(operations(node.program.jaxpr) for node in programs),
         rows=max([largest_read(node.program.jaxpr) for node in programs], default=1),
-        can_batch=not any(eqn.primitive is program_p for node in programs for eqn in node.program.jaxpr.eqns),
+        can_batch=all(_can_batch(eqn) for node in programs for eqn in equations(node.program.jaxpr)),
         convolves=any(has_convolutions(node.program.jaxpr) for node in programs),
     )
+
+
+def _can_batch(eqn: Any) -> bool:
+    """Whether an equation does for several clients at once what it does for each alone."""
+    if eqn.primitive is program_p or eqn.effects or eqn.params.get("vmap_method", "") is None:
+        return False
+    # Of JAX's generators of random numbers only Threefry gives the same numbers side by side as one after the other.
+    return not any(_is_other_key(atom.aval) for atom in (*eqn.invars, *eqn.outvars))
+
+
+def _is_other_key(aval: Any) -> bool:
+    dtype = getattr(aval, "dtype", None)
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and dtype != _THREEFRY if dtype is not None else False
+
+
+def programs_of_step(step: Step) -> list[ir.Local]:
+    """The programs of JAX that a step runs: its own, where it is one, and those among its functions."""
+    own = [step.node] if isinstance(step.node, ir.Local) else []
+    return [*own, *programs_of(step.operands)]
 
 
 def programs_of(operands: object) -> list[ir.Local]:

@@ -5,8 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 
-from koinon._errors import SecureSumRangeError
+from koinon._errors import SecureSumRangeError, TracingError
+
+
+def python_integers(operator: str, leaf: Any) -> np.ndarray:
+    """An array of integers as Python's, which never overflow.
+
+    Raises:
+      TracingError: where JAX is tracing, so that there are no integers yet.
+    """
+    if isinstance(leaf, Tracer):
+        raise TracingError(
+            f"The reference engine cannot run `{operator}` while JAX traces it.",
+            expected="integers, which it sums and checks in Python",
+            found=leaf.aval,
+            hint='trace the call on the local engine: with ko.backends.use("local")',
+        )
+    return np.asarray(leaf).astype(object)
 
 
 def check_secure_inputs(operator: str, rows: list[list[Any]], bounds: list[int]) -> None:
@@ -26,10 +43,13 @@ def check_secure_total(operator: str, total: Any, dtype: Any) -> None:
         raise total_out_of_range(operator, dtype)
 
 
-def check_modulus(operator: str, modulus: int) -> None:
-    """Checks the modulus of a modular sum, where it was not a constant."""
-    if modulus < 1:
+def check_moduli(operator: str, moduli: list[int], dtypes: list[Any]) -> None:
+    """Checks the modulus of each leaf of a modular sum against the dtype of the leaf, where it was not a constant."""
+    if any(modulus < 1 for modulus in moduli):
         raise modulus_not_positive(operator)
+    for modulus, dtype in zip(moduli, dtypes, strict=True):
+        if modulus - 1 > np.iinfo(dtype).max:
+            raise total_out_of_range(operator, dtype)
 
 
 def modulus_not_positive(operator: str) -> SecureSumRangeError:
@@ -54,5 +74,5 @@ def total_out_of_range(operator: str, dtype: Any) -> SecureSumRangeError:
     return SecureSumRangeError(
         f"The result of `{operator}` does not fit its dtype.",
         expected=f"a sum that {np.dtype(dtype)} holds",
-        hint="use a wider integer dtype, or a smaller range",
+        hint="use a wider integer dtype, or a smaller range or modulus",
     )

@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from koinon._jax import bind, evaluate, shapes_of
 from koinon.backends._estimate import equations
 from koinon.backends._packing import is_tall
+from koinon.computation import _ir as ir
 from koinon.computation._sequence_primitives import reduce_p
 
 _SWAP = (1, 0)
@@ -51,7 +52,7 @@ def carries_transposed(eqn: Any) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=256)
+@ir.kept_with_program
 def _with_transposed_carries(body: ClosedJaxpr, num_consts: int) -> tuple[ClosedJaxpr, list[int]] | None:
     """The step of a fold with some of its carries transposed, where that leaves fewer transpositions in it.
 
@@ -155,7 +156,7 @@ class _Transposer:
         if name == "transpose" and tuple(params["permutation"]) == _SWAP:
             (operand,) = inputs
             return [operand.transpose if isinstance(operand, _Transposed) else self.put_off(operand)]
-        if name == "broadcast_in_dim" and len(params["shape"]) == 2 and jnp.ndim(inputs[0]) == 0:
+        if name == "broadcast_in_dim" and len(params["shape"]) == 2 and _is_scalar(inputs[0]):
             (transpose,) = bind(eqn, inputs, {**params, "shape": params["shape"][::-1]})
             return [_Transposed(transpose, lambda: bind(eqn, inputs, params)[0])]
         if eqn.primitive is reduce_p:
@@ -167,10 +168,11 @@ class _Transposer:
             return bind(eqn, inputs, params)
         if name == "dot_general":
             return [self._product(eqn, inputs)]
-        if name in _REDUCTIONS:
+        if name in _REDUCTIONS and params["axes"]:
             axes = tuple(sorted(1 - axis for axis in params["axes"]))
             return bind(eqn, [inputs[0].transpose], {**params, "axes": axes})
-        if name in _ELEMENTWISE and all(self._is_at_hand(operand) for operand in inputs):
+        # A reduction over no dimension changes nothing.
+        if name in (*_ELEMENTWISE, *_REDUCTIONS) and all(self._is_at_hand(operand) for operand in inputs):
             return [self._elementwise(eqn, inputs)]
         return bind(eqn, [_matrix_of(operand) for operand in inputs], params)
 

@@ -30,7 +30,8 @@ class PackedSequences:
     Attributes:
       element_type: the type of one example.
       buffers: one array per leaf of `element_type`, in the order of its fields; each has the leading dimension
-        `rows`, which is at least the number of examples.
+        `rows`, which is at least the number of examples. An array of NumPy that can be written to is copied, so that
+        the data stay what they are; one that is read-only is shared, and must not be written to in another way.
       offsets: int32 `[clients]`, the row at which each client's examples start.
       lengths: int32 `[clients]`, the number of each client's examples.
 
@@ -42,8 +43,8 @@ class PackedSequences:
     def __init__(self, element_type: Type, buffers: Sequence[Any], offsets: np.ndarray, lengths: np.ndarray) -> None:
         self.element_type = element_type
         self.buffers = tuple(buffers)
-        self.offsets = np.asarray(offsets, np.int32)
-        self.lengths = np.asarray(lengths, np.int32)
+        self.offsets = np.array(offsets, np.int32)
+        self.lengths = np.array(lengths, np.int32)
         # By device, None for the default one: the buffers there, and their least number of rows.
         self._placed: dict[Device | None, tuple[tuple[jax.Array, ...], float]] = {}
         if self.offsets.shape != self.lengths.shape or self.offsets.ndim != 1:
@@ -52,6 +53,9 @@ class PackedSequences:
                 found=f"shapes {self.offsets.shape} and {self.lengths.shape}",
             )
         self._check_buffers()
+        # What is placed on devices; `buffers` are the rows of it that were given.
+        self._fixed = tuple(map(self._fixed_of, self.buffers))
+        self.buffers = tuple(map(_first_rows, self._fixed, map(len, self.buffers)))
 
     @classmethod
     def pack(
@@ -124,6 +128,12 @@ class PackedSequences:
     def _num_examples(self) -> int:
         return int(self.lengths.sum())
 
+    def _fixed_of(self, buffer: Any) -> Any:
+        """The buffer, or a copy of it where somebody could write to it, with the room that a device wants."""
+        if not isinstance(buffer, np.ndarray) or not buffer.flags.writeable:
+            return buffer
+        return _copied(buffer, max(len(buffer), self._end + self._common_room))
+
     def on_device(self, room: int = 0, device: Device | None = None) -> tuple[jax.Array, ...]:
         """The buffers on a device, copied there at the first use and kept.
 
@@ -134,7 +144,7 @@ class PackedSequences:
         rows = self._rows_for(room)
         placed, least = self._placed.get(device, ((), -1))
         if least < rows:
-            placed = tuple([jax.device_put(_with_room(buffer, rows), device) for buffer in self.buffers])
+            placed = tuple([jax.device_put(_with_room(buffer, rows), device) for buffer in self._fixed])
             self._placed[device] = placed, min([buffer.shape[0] for buffer in placed], default=math.inf)
         return placed
 
@@ -162,9 +172,19 @@ def _with_room(buffer: Any, rows: int) -> Any:
         return buffer
     if isinstance(buffer, jax.Array):
         return jnp.concatenate([buffer, jnp.empty((missing, *buffer.shape[1:]), buffer.dtype)])
-    padded = aligned_empty((rows, *buffer.shape[1:]), buffer.dtype)
-    padded[: len(buffer)], padded[len(buffer) :] = buffer, 0
-    return padded
+    return _copied(buffer, rows)
+
+
+def _copied(buffer: np.ndarray, rows: int) -> np.ndarray:
+    """A copy with so many rows, of which those that are new are zero: a CPU device shares it."""
+    copy = aligned_empty((rows, *buffer.shape[1:]), buffer.dtype)
+    copy[: len(buffer)], copy[len(buffer) :] = buffer, 0
+    copy.flags.writeable = False
+    return copy
+
+
+def _first_rows(buffer: Any, rows: int) -> Any:
+    return buffer if len(buffer) == rows else buffer[:rows]
 
 
 def common_room(row_bytes: Sequence[int]) -> int:

@@ -18,13 +18,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any, cast
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from koinon.types import FunctionType, PlacementLiteral, PlacementType, StructType, Type
+
+# For how many sizes of arguments what was made of one program is kept.
+_SIZES = 512
+
+_Made = TypeVar("_Made")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -192,3 +198,29 @@ def free_names(node: Expression) -> frozenset[str]:
             return names
         case _:
             return frozenset().union(*[free_names(child) for child in children(node)])
+
+
+def kept_with_program(make: Callable[..., _Made]) -> Callable[..., _Made]:
+    """A function of a program that makes something once, and keeps it for as long as the program lives.
+
+    A program holds the arrays that its Python function captured, and what is made of the program holds them too. A
+    cache of its own would keep them when the computation is gone.
+
+    Args:
+      make: makes something of a closed jaxpr and of hashable arguments. What it makes may hold the parts of the closed
+        jaxpr, but not the closed jaxpr itself, which would then never go.
+    """
+    kept: weakref.WeakKeyDictionary[ClosedJaxpr, Callable[..., _Made]] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(make)
+    def made_once(program: ClosedJaxpr, *arguments: Any) -> _Made:
+        made = kept.get(program)
+        if made is None:
+            made = kept[program] = _kept_with(make, weakref.ref(program))
+        return made(*arguments)
+
+    return made_once
+
+
+def _kept_with(make: Callable[..., _Made], program: weakref.ref[ClosedJaxpr]) -> Callable[..., _Made]:
+    return functools.lru_cache(_SIZES)(lambda *arguments: make(program(), *arguments))

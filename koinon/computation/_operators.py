@@ -20,6 +20,7 @@ from koinon.computation._computation import (
     with_plain_parameters,
     wrap,
 )
+from koinon.computation._flat import leaf_types
 from koinon.computation._intrinsics import INTRINSICS
 from koinon.computation._local import trace_local
 from koinon.computation._value import Value, to_value, zip_expression
@@ -30,6 +31,7 @@ from koinon.types import (
     PlacementLiteral,
     SequenceType,
     StructType,
+    TensorType,
     Type,
     contains_federated_types,
     is_structure_of_integers,
@@ -318,7 +320,7 @@ def federated_secure_sum(value: Any, max_input: Any) -> Value:
       max_input: the largest integer that a client may send, one for all or a struct with one for each tensor.
 
     A run fails with `SecureSumRangeError` where a client's integer is outside `[0, max_input]`, or where the sum does
-    not fit its dtype.
+    not fit its dtype. In a call that `jax.jit` traces, the error comes as JAX's `JaxRuntimeError`, which quotes it.
 
     Raises:
       PlacementError: where the value is not placed at the clients.
@@ -334,8 +336,50 @@ def federated_secure_sum_bitwidth(value: Any, bitwidth: Any) -> Value:
 
 
 def federated_secure_modular_sum(value: Any, modulus: Any) -> Value:
-    """Sums integers modulo `modulus` so that the server sees the sum alone; the result is in `[0, modulus)`."""
-    return _apply("federated_secure_modular_sum", _placed(value, "federated_secure_modular_sum"), _bound(modulus, 1))
+    """Sums integers modulo `modulus` so that the server sees the sum alone; the result is in `[0, modulus)`.
+
+    Args:
+      value: the clients' integers, `{T}@CLIENTS`; any, negative ones too.
+      modulus: one positive integer for all, or a struct with one for each tensor; the dtype of the values must hold
+        the integers below it, so that for uint8 the largest is 256.
+
+    A run fails with `SecureSumRangeError` where a modulus that is no constant is not positive, or too large.
+
+    Raises:
+      PlacementError: where the value is not placed at the clients.
+      KoinonTypeError: where it is not made of integers.
+      OperandError: where the modulus has another structure than the value, or a constant one is not positive, or too
+        large for the dtype of the value.
+    """
+    placed, bound = _placed(value, "federated_secure_modular_sum"), _bound(modulus, 1)
+    total = _apply("federated_secure_modular_sum", placed, bound)
+    _check_moduli(leaf_types(total.type_signature), _constants(bound))
+    return total
+
+
+def _check_moduli(types: tuple[TensorType, ...], moduli: list[np.ndarray | None]) -> None:
+    """Checks that the dtypes of a value hold the integers below the moduli that are constants."""
+    for i, type_ in enumerate(types):
+        modulus, most = moduli[min(i, len(moduli) - 1)], int(np.iinfo(np.dtype(type_.dtype)).max) + 1
+        if modulus is not None and int(modulus) > most:
+            raise OperandError(
+                "The modulus of a secure sum is too large for the dtype of the values.",
+                expected=f"at most {most}, since {type_.dtype} holds the integers below it",
+                found=str(modulus),
+                made_in=user_location(),
+                hint="take a smaller modulus, or values of a wider dtype",
+            )
+
+
+def _constants(expression: ir.Expression) -> list[np.ndarray | None]:
+    """The constants in an expression, one for each of its tensors; None for one that is computed."""
+    match expression:
+        case ir.Literal():
+            return [expression.value]
+        case ir.Struct():
+            return [constant for _, element in expression.elements for constant in _constants(element)]
+        case _:
+            return [None] * len(leaf_types(expression.type))
 
 
 def _bound(bound: Any, least: int) -> ir.Expression:

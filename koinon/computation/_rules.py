@@ -29,6 +29,7 @@ from koinon.types import (
     is_structure_of_floats,
     is_structure_of_integers,
     is_structure_of_tensors,
+    preorder_types,
     to_type,
 )
 
@@ -288,14 +289,14 @@ def secure_sum(type_: Type) -> Type:
     check_is_structure_of_integers(value.member)
     if not is_structure_of_integers(bound) or contains_federated_types(bound):
         raise OperandError("The bound of a secure sum must be made of integers.", found=bound)
-    if not isinstance(bound, TensorType):
-        bound_shape = StructType([*bound.items()]) if isinstance(bound, StructType) else bound
-        if type_structure(bound_shape) != type_structure(value.member):
-            raise OperandError(
-                "The bound of a secure sum must be one integer, or a struct with one for each tensor of the value.",
-                expected=value.member,
-                found=bound,
-            )
+    is_for_each = isinstance(bound, StructType) and type_structure(bound) == type_structure(value.member)
+    of_scalars = all(part.shape == () for part in preorder_types(bound) if isinstance(part, TensorType))
+    if not of_scalars or not (is_for_each or isinstance(bound, TensorType)):
+        raise OperandError(
+            "The bound of a secure sum must be one integer, or a struct with one for each tensor of the value.",
+            expected=value.member if isinstance(value.member, StructType) else "one integer",
+            found=bound,
+        )
     return FederatedType(value.member, SERVER)
 
 

@@ -7,7 +7,6 @@ traced for these shapes.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from koinon._errors import ArgumentError, UnsupportedTypeError
 from koinon._jax import shapes_of
+from koinon.computation._ir import kept_with_program
 from koinon.types import TensorType
 
 
@@ -49,7 +49,18 @@ def is_symbolic(shape: Sequence[Any]) -> bool:
 
 
 def specialize(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
-    """The jaxpr with its dimension variables replaced by the dimensions of the arguments."""
+    """The jaxpr with its dimension variables replaced by the dimensions of the arguments.
+
+    Args:
+      closed: a jaxpr whose inputs have shapes as `symbolic_avals` makes them.
+      arguments: one array, or what has a shape, for each input; their dimensions may be variables of another trace.
+
+    Returns:
+      The jaxpr for these shapes, made once for each assignment of sizes; `closed` itself where nothing is unknown.
+
+    Raises:
+      ArgumentError: if a dimension has two sizes in these arguments.
+    """
     dims: dict[str, Any] = {}
     for struct, argument in zip(shapes_of(var.aval for var in closed.jaxpr.invars), arguments, strict=True):
         for expected, found in zip(struct.shape, np.shape(argument), strict=True):
@@ -65,7 +76,7 @@ def specialize(closed: ClosedJaxpr, arguments: Sequence[Any]) -> ClosedJaxpr:
     return _specialize_cached(closed, tuple(dims.items()))
 
 
-@functools.lru_cache(maxsize=512)
+@kept_with_program
 def _specialize_cached(closed: ClosedJaxpr, dims: tuple[tuple[str, Any], ...]) -> ClosedJaxpr:
     return _Specializer(dict(dims)).closed_jaxpr(closed)
 

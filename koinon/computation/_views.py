@@ -50,9 +50,13 @@ class View(abc.ABC):
     def gather(self, indices: Any) -> Any:
         """The elements at a vector of indices, stacked."""
 
-    def run(self, start: Any, size: int) -> Any:
-        """The `size` elements from `start` on, stacked; those past the end are arbitrary."""
-        return self.gather(start + jnp.arange(size, dtype=jnp.int32))
+    def run(self, start: Any, size: int, end: Any = None) -> Any:
+        """The `size` elements from `start` on, stacked, where those at `end` or past it are the first of them again.
+
+        Without an `end` no element may lie past the end of the sequence.
+        """
+        indices = start + jnp.arange(size, dtype=jnp.int32)
+        return self.gather(indices if end is None else jnp.where(indices < end, indices, start))
 
 
 class PackedView(View):
@@ -64,16 +68,26 @@ class PackedView(View):
       offset: the first row.
       length: the number of rows.
       padded: whether the engine has left room after the last row for the largest read of the program.
+      longest: the most rows that it can have, where that is known before the program runs and is less than the rows
+        of the buffers.
     """
 
     def __init__(
-        self, element_type: Type, buffers: tuple[Any, ...], offset: Any, length: Any, *, padded: bool = False
+        self,
+        element_type: Type,
+        buffers: tuple[Any, ...],
+        offset: Any,
+        length: Any,
+        *,
+        padded: bool = False,
+        longest: int | None = None,
     ) -> None:
         self.element_type = element_type
         self.buffers = buffers
         self.offset = offset
         self.length = length
         self.padded = padded
+        self.longest = longest
 
     @property
     def capacity(self) -> Any:
@@ -88,8 +102,17 @@ class PackedView(View):
         rows = [leaf[0] for leaf in primitives.read_run(self.buffers, self.offset + index, 1)]
         return with_containers(self.element_type, iter(rows))
 
-    def run(self, start: Any, size: int) -> Any:
-        return with_containers(self.element_type, iter(primitives.read_run(self.buffers, self.offset + start, size)))
+    def run(self, start: Any, size: int, end: Any = None) -> Any:
+        rows = primitives.read_run(self.buffers, self.offset + start, size)
+        if end is not None:
+            # Were the first row cut out of the others, XLA's CPU compiler would find its place for each number anew.
+            first = primitives.read_run(self.buffers, self.offset + start, 1)
+            inside = start + jnp.arange(size, dtype=jnp.int32) < end
+            rows = [
+                jnp.where(inside.reshape(size, *[1] * (row.ndim - 1)), row, other)
+                for row, other in zip(rows, first, strict=True)
+            ]
+        return with_containers(self.element_type, iter(rows))
 
     def gather(self, indices: Any) -> Any:
         last = jnp.maximum(self.length - 1, 0)
@@ -112,8 +135,8 @@ class MappedView(View):
     def at(self, index: Any) -> Any:
         return self.fn(self.parent.at(index))
 
-    def run(self, start: Any, size: int) -> Any:
-        return on_each(self.fn, self.parent.run(start, size))
+    def run(self, start: Any, size: int, end: Any = None) -> Any:
+        return on_each(self.fn, self.parent.run(start, size, end))
 
     def gather(self, indices: Any) -> Any:
         return on_each(self.fn, self.parent.gather(indices))
@@ -134,11 +157,10 @@ class BatchedView(View):
 
     def at(self, index: Any) -> Any:
         start = index * self.size
-        examples = self.parent.run(start, self.size)
         if self.drop_remainder:
-            return examples
+            return self.parent.run(start, self.size)
         mask = start + jnp.arange(self.size, dtype=jnp.int32) < self.parent.length
-        return Batch(on_leaves_of(lambda leaf: _repeat_first_where_masked(leaf, mask), examples), mask)
+        return Batch(self.parent.run(start, self.size, self.parent.length), mask)
 
     def gather(self, indices: Any) -> Any:
         return on_each(self.at, indices)
@@ -181,8 +203,8 @@ class TakenView(View):
     def gather(self, indices: Any) -> Any:
         return self.parent.gather(indices)
 
-    def run(self, start: Any, size: int) -> Any:
-        return self.parent.run(start, size)
+    def run(self, start: Any, size: int, end: Any = None) -> Any:
+        return self.parent.run(start, size, end)
 
 
 class VariantsView(View):
@@ -209,8 +231,8 @@ class VariantsView(View):
 
 jax.tree_util.register_pytree_node(
     PackedView,
-    lambda view: ((view.buffers, view.offset, view.length), (view.element_type, view.padded)),
-    lambda static, children: PackedView(static[0], *children, padded=static[1]),
+    lambda view: ((view.buffers, view.offset, view.length), (view.element_type, view.padded, view.longest)),
+    lambda static, children: PackedView(static[0], *children, padded=static[1], longest=static[2]),
 )
 
 
@@ -246,10 +268,6 @@ def on_each(fn: Callable[[Any], Any], stacked: Any) -> Any:
 
     results = jax.vmap(on_leaves)(*leaves_in_type_order(type_, stacked))
     return with_containers(result_type[0], iter(results))
-
-
-def _repeat_first_where_masked(leaf: Any, mask: Any) -> Any:
-    return jnp.where(mask.reshape(mask.shape + (1,) * (leaf.ndim - 1)), leaf, leaf[:1])
 
 
 def with_containers(type_: Type, leaves: Any) -> Any:

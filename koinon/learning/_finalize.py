@@ -16,6 +16,7 @@ from koinon._errors import (
     TemplateNotFederatedError,
     TemplatePlacementError,
 )
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     Computation,
     federated_computation,
@@ -156,8 +157,7 @@ def reject_non_finite_update(state: Any, update: Any) -> tuple[jax.Array, dict[s
       True
     """
     del state
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(update)]
-    is_rejected = ~jnp.all(jnp.stack(finite)) if finite else jnp.asarray(False)
+    is_rejected = ~all_finite(update)
     return is_rejected, {"update_non_finite": is_rejected.astype(jnp.int32)}
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators import SumFactory, UnweightedAggregationFactory, as_weighted_aggregator
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     federated_computation,
     federated_eval,
@@ -23,7 +24,7 @@ from koinon.learning._client_work import ClientResult, ClientWorkProcess
 from koinon.learning._compose import compose_learning_process
 from koinon.learning._distribute import DistributionProcess, build_broadcast_process
 from koinon.learning._finalize import FinalizerProcess
-from koinon.learning._local_training import BatchPlan, is_finite, where
+from koinon.learning._local_training import BatchPlan, where
 from koinon.learning._process import LearningProcess
 from koinon.learning._training_work import NUM_NON_FINITE_CLIENTS_KEY, ClientOutput, result_types
 from koinon.templates import MeasuredProcessOutput
@@ -151,7 +152,7 @@ def _build_assigning_client_work(
 
         zeros = jnp.zeros_like(flat_centroids), jnp.zeros((num_clusters,), jnp.int32), jnp.float32(0.0)
         sums, counts, distance = plan.batches(data, None).reduce(zeros, step)
-        finite = is_finite(sums)
+        finite = all_finite(sums)
         update = ClusterUpdate(sums.reshape(centroids.shape), counts)
         update, distance = where(finite, (update, distance), jax.tree.map(jnp.zeros_like, (update, distance)))
         metrics = {"distance": distance, "num_examples": jnp.sum(update.counts)}

@@ -179,13 +179,6 @@ def strong_types(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
 
 
-def is_finite(tree: Any) -> Any:
-    """Whether every number of every leaf is finite, a bool scalar."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
-    return jnp.all(jnp.stack(checks)) if checks else jnp.bool_(True)
-
-
 def where(condition: Any, if_true: Any, if_false: Any) -> Any:
     """One pytree or another, leaf by leaf, for a bool scalar."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)

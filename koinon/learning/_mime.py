@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from koinon._errors import UnknownHparamError
 from koinon.aggregators import MeanFactory, UnweightedAggregationFactory, WeightedAggregationFactory
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     federated_computation,
     federated_eval,
@@ -22,7 +23,7 @@ from koinon.learning._averaging import as_unweighted, as_weighted, compose_avera
 from koinon.learning._client_weighting import ClientWeighting, Weighting, check_weighting, weight_of
 from koinon.learning._distribute import DistributionProcess
 from koinon.learning._functional_model import FunctionalModel
-from koinon.learning._local_training import BatchPlan, full_gradient, is_finite, strong_types, train_on_batches, where
+from koinon.learning._local_training import BatchPlan, full_gradient, strong_types, train_on_batches, where
 from koinon.learning._metrics_aggregation import MetricsAggregator
 from koinon.learning._optimizer import LEARNING_RATE_KEY, Optimizer, as_optimizer
 from koinon.learning._process import LearningProcess
@@ -204,7 +205,7 @@ def _shared_optimizer(
         before = base.set_hparams(state, {**hparams, **scheduled(round_num)})
         # A state of gradients alone does not depend on the weights, and those of the server are not known here.
         after, _ = base.next(before, jax.tree.map(jnp.zeros_like, gradients), gradients)
-        return where(is_finite(gradients), strong_types(after), state), round_num + 1
+        return where(all_finite(gradients), strong_types(after), state), round_num + 1
 
     def update(state: Any, outputs: Any) -> tuple[Any, dict[str, Any]]:
         shared = state.shared

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from koinon._threads import carry_settings
 from koinon.learning._history import History
 from koinon.learning._stop import StopSignals
 from koinon.learning._writer import Writer
 from koinon.program import wait_for_values
-from koinon.program._threads import carry_settings
 
 
 class RoundReport(NamedTuple):

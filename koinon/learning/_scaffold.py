@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonValueError
 from koinon.aggregators import SumFactory, UnweightedAggregationFactory
+from koinon.aggregators._norms import all_finite
 from koinon.computation import federated_computation, federated_eval, federated_map, federated_zip
 from koinon.learning._averaging import as_weighted, compose_averaging
 from koinon.learning._client_weighting import ClientWeighting, weight_of
 from koinon.learning._distribute import DistributionProcess
 from koinon.learning._fed_nova import divided_by_length, length_of_steps
 from koinon.learning._functional_model import FunctionalModel
-from koinon.learning._local_training import BatchPlan, is_finite, where
+from koinon.learning._local_training import BatchPlan, where
 from koinon.learning._metrics_aggregation import MetricsAggregator
 from koinon.learning._optimizer import as_optimizer
 from koinon.learning._process import LearningProcess
@@ -166,7 +167,7 @@ def _shared_control(
 
     def move(control: Any, changes: Any) -> Any:
         moved = jax.tree.map(lambda c, change: c + change / num_clients, control, changes)
-        return where(is_finite(changes), moved, control)
+        return where(all_finite(changes), moved, control)
 
     def update(state: Any, outputs: Any) -> tuple[Any, dict[str, Any]]:
         summed = aggregation.next(state.shared["aggregator"], outputs.shared)

@@ -141,7 +141,7 @@ def secure_sum(value: Any, ranges: Ranges) -> tuple[Any, Any]:
 
     def prepare(value: Any) -> tuple[Any, Any, Any]:
         leaves = jax.tree.leaves(value)
-        is_finite = all_finite(leaves) if leaves else jnp.bool_(True)
+        is_finite = all_finite(leaves)
         below = [jnp.any(leaf < low) for leaf, (low, _) in zip(leaves, bounds, strict=True)]
         above = [jnp.any(leaf > high) for leaf, (_, high) in zip(leaves, bounds, strict=True)]
         counts = {

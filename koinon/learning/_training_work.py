@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     Computation,
     federated_broadcast,
@@ -24,7 +25,6 @@ from koinon.learning._functional_model import FunctionalModel
 from koinon.learning._local_training import (
     BatchPlan,
     TrainingResult,
-    is_finite,
     strong_types,
     train_on_batches,
     where,
@@ -196,7 +196,7 @@ def build_training_work(
             own = dict(trained.own or {})
             if keeps_leaves:
                 own[NON_TRAINABLE_KEY] = tuple(leaves_with(rules, NonTrainableRule.KEEP_CLIENT, trained.non_trainable))
-        finite = is_finite((update, trained.shared, own))
+        finite = all_finite((update, trained.shared, own))
         nothing = update_of(rules, jax.tree.map(jnp.zeros_like, trained.update), start, start)
         metrics = where(finite, trained.metrics, jax.tree.map(jnp.zeros_like, trained.metrics))
         return ClientOutput(

@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import Any
 
-from koinon.program._threads import carry_settings
+from koinon._threads import carry_settings
 
 
 class Writer:

@@ -11,9 +11,9 @@ from typing import Any, final
 import jax
 
 from koinon._errors import ContextError, KoinonTypeError, KoinonValueError
+from koinon._threads import carry_settings
 from koinon.computation import Backend, Computation, Unpacked, current_backend, using_backend
 from koinon.program._references import MaterializableValueReference
-from koinon.program._threads import carry_settings
 from koinon.types import SERVER, FederatedType, StructType, TensorType, Type, from_container, to_container
 
 

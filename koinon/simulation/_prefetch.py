@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 import jax
 
 from koinon._errors import KoinonValueError
+from koinon._threads import carry_settings
 from koinon.computation import Cohort
-from koinon.program._threads import carry_settings
 
 
 def prefetch_cohorts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from koinon.aggregators._norms import global_inf_norm, global_l1_norm, global_l2_norm
+from koinon.aggregators._norms import all_finite, global_inf_norm, global_l1_norm, global_l2_norm
 
 arrays = hnp.arrays(
     np.float32, st.sampled_from([0, 1, 5]), elements=st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
@@ -47,3 +48,24 @@ def test_leaves_of_several_dtypes_are_measured_in_float32():
 
     assert global_l2_norm(value).dtype == jnp.float32
     assert float(global_l2_norm(value)) == 1300.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16, np.complex64])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_one_element_that_is_not_finite_is_noticed(dtype, wrong):
+    """In any place of any leaf, among numbers as large as there are."""
+    largest = jnp.finfo(dtype).max
+    leaves = {"a": jnp.full((3, 40), largest, dtype), "b": jnp.full(5, -largest, dtype), "c": jnp.zeros(2, dtype)}
+
+    assert bool(all_finite(leaves))
+    for name, leaf in leaves.items():
+        for place in (0, leaf.size - 1):
+            assert not bool(all_finite({**leaves, name: leaf.ravel().at[place].set(wrong)}))
+
+
+def test_what_has_no_fractions_is_finite():
+    """Integers, bools, keys, leaves without elements, and no leaves at all."""
+    leaves = [jnp.arange(3), jnp.ones(2, bool), jax.random.key(0), jnp.zeros((0, 4)), 3]
+
+    assert bool(all_finite(leaves))
+    assert bool(all_finite(()))

@@ -118,13 +118,22 @@ def test_gradients_reach_the_values_of_the_clients() -> None:
     np.testing.assert_allclose(gradients, np.full(4, 0.25))
 
 
+@ko.jax_computation(np.float32, ko.types.SequenceType(np.int32))
+def doubled_as_often_as_the_first_says(x: Any, counts: Any) -> Any:
+    """A fold over as many elements as an element says."""
+    first = counts.take(1).reduce(0, lambda total, count: total + count)
+    return counts.take(first).reduce(x, lambda total, _: total * 2.0)
+
+
+def test_a_fold_whose_trip_count_is_data_is_bounded_by_the_sequence() -> None:
+    """Reverse mode passes a fold over elements of which data says how many: there are no more than the sequence has."""
+    for first, slope in ((2, 4.0), (0, 1.0), (9, 8.0)):
+        found = jax.grad(lambda x, first=first: doubled_as_often_as_the_first_says(x, [first, 5, 7]))(jnp.float32(1.0))
+
+        assert float(found) == slope
+
+
 def test_a_fold_without_a_bound_refuses_reverse_mode_with_a_hint() -> None:
-    """Where the trip count follows from data, reverse mode raises, and the message says what bounds a fold."""
-
-    @ko.jax_computation(np.float32, ko.types.SequenceType(np.int32))
-    def data_dependent(x: Any, counts: Any) -> Any:
-        first = counts.take(1).reduce(0, lambda total, count: total + count)
-        return counts.take(first).reduce(x, lambda total, _: total * 2.0)
-
-    with pytest.raises(ko.errors.UnboundedLoopError, match="static bound"):
-        jax.grad(lambda x: data_dependent(x, [2, 5, 7]))(jnp.float32(1.0))
+    """The reference bounds no fold: reverse mode raises, and the message says what does."""
+    with ko.backends.use("reference"), pytest.raises(ko.errors.UnboundedLoopError, match="static bound"):
+        jax.grad(lambda x: doubled_as_often_as_the_first_says(x, [2, 5, 7]))(jnp.float32(1.0))

@@ -77,3 +77,29 @@ def test_rewrites_are_counted() -> None:
     explanation = ko.backends.local.explain(convolve, np.ones((1, 1, 4, 4), np.float32))
 
     assert explanation.rewrites == (("canonical_convolution", 1),)
+
+
+def test_rewrites_in_the_steps_of_clients_are_named() -> None:
+    """The last layer of a classifier that clients train, whose data has any number of rows."""
+    example = {"x": (np.float32, (64,)), "y": np.int32}
+    model = ko.learning.models.functional(
+        lambda weights, x: x @ weights, jnp.zeros((64, 10)), example_spec=example, loss=ko.learning.losses.cross_entropy
+    )
+    process = ko.learning.algorithms.build_weighted_fed_avg(
+        model, ko.learning.optimizers.build_sgdm(0.1), batch_size=20
+    )
+    clients = [{"x": np.ones((30, 64), np.float32), "y": np.zeros(30, np.int32)}]
+
+    names = [name for name, _ in ko.backends.local.explain(process.next, process.initialize(), clients).rewrites]
+
+    assert "transposed_carries" in names
+    assert "flat_function" in names
+
+
+def test_products_of_unknown_size_are_explained() -> None:
+    """What no rule can judge before the sizes are known is not named."""
+    squares = ko.jax_computation(lambda x: jnp.einsum("ij,ik->jk", x, x), (np.float32, (None, 4)))
+    x = np.ones((3, 4), np.float32)
+
+    assert float(squares(x)[0, 0]) == 3.0
+    assert ko.backends.local.explain(squares, x).rewrites == ()

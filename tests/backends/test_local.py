@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -137,16 +138,17 @@ def test_a_dataset_is_placed_on_the_device_once() -> None:
 
 
 def test_the_python_of_a_warm_round_does_not_grow_with_the_cohort() -> None:
-    """At most 60 frames of the library, never more than 12 deep, and the same for 4 and for 400 clients."""
-    counts = []
-    for clients in (4, 400):
-        chosen = cohort(clients=clients)
-        state = NEXT(STATE, chosen)
-        NEXT(state, chosen)
-        counts.append(count_frames(NEXT, state, chosen))
-    assert counts[0] == counts[1]
-    assert counts[0].total <= 60
-    assert counts[0].deepest <= 12
+    """At most 60 frames of the library, never more than 12 deep; on one thread the same for 4 and for 400 clients."""
+    counts = {}
+    for threads, clients in itertools.product((1, 2), (4, 400)):
+        with ko.backends.use(LocalBackend(threads=threads)):
+            chosen = cohort(clients=clients)
+            state = NEXT(STATE, chosen)
+            NEXT(state, chosen)
+            counts[threads, clients] = count_frames(NEXT, state, chosen)
+    assert counts[1, 4] == counts[1, 400]
+    assert max(count.total for count in counts.values()) <= 60
+    assert max(count.deepest for count in counts.values()) <= 12
 
 
 def test_a_call_without_clients_is_a_few_frames() -> None:
@@ -174,16 +176,17 @@ def test_every_way_to_run_gives_the_same_round(options: dict[str, Any]) -> None:
 
 
 def test_the_same_round_twice_has_the_same_bits() -> None:
-    """On one engine, with one cohort; the deterministic engine does not depend on the number of threads."""
+    """On one engine, with one cohort."""
     first, second = (np.asarray(NEXT(STATE, cohort(clients=37))["w"]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_order_of_a_deterministic_sum_is_that_of_the_cohort() -> None:
-    """The same bits for any number of threads and devices, and another order of the cohort gives others."""
-    chosen = cohort(clients=300)
+@pytest.mark.parametrize("clients", [5, 8, 300])
+def test_the_order_of_a_deterministic_sum_is_that_of_the_cohort(clients: int) -> None:
+    """The same bits for any number of threads and devices, also where a cohort is too small to be shared."""
+    chosen = cohort(clients=clients)
     rounds = []
-    for options in ({"threads": 1}, {"threads": 2}, {"devices": 2}, {"strategy": "sharded"}):
+    for options in ({"threads": 1}, {"threads": 2}, {"threads": 3}, {"devices": 2}, {"strategy": "sharded"}):
         with ko.backends.use(LocalBackend(deterministic=True, **options)):
             rounds.append(np.asarray(NEXT(STATE, chosen)["w"]))
     for found in rounds[1:]:
@@ -191,6 +194,125 @@ def test_the_order_of_a_deterministic_sum_is_that_of_the_cohort() -> None:
     with ko.backends.use(LocalBackend(threads=1)):
         whole = np.asarray(NEXT(STATE, chosen)["w"])
     np.testing.assert_allclose(rounds[0], whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": 2}, {"threads": 2}, {"deterministic": True}])
+def test_rows_are_as_many_as_the_longer_of_two_sequences_needs(options: dict[str, Any]) -> None:
+    """What a client makes for each example has room for all of them, also those of its second argument."""
+    floats = SequenceType(np.float32)
+
+    @ko.jax_computation(floats, floats)
+    def running(first: Any, second: Any) -> Any:
+        _, totals = second.scan(jnp.float32(0), lambda total, x: (total + x, total + x))
+        return first.reduce(jnp.float32(0), jnp.add), totals.reduce(jnp.float32(0), jnp.add)
+
+    both = ko.federated_computation(at_clients(floats), at_clients(floats))(
+        lambda first, second: ko.federated_sum(ko.federated_map(running, (first, second)))
+    )
+    with ko.backends.use(LocalBackend(**options)):
+        totals = both([[1.0], [2.0]], [[1.0] * 40, [2.0] * 50])
+
+    assert [float(total) for total in totals] == [3.0, 40 * 41 / 2 + 2 * 50 * 51 / 2]
+
+
+def test_clients_work_may_call_a_computation_from_a_callback() -> None:
+    """A round inside a round, each on two threads, comes to an end."""
+    floats = SequenceType(np.float32)
+
+    @ko.jax_computation(floats)
+    def total(numbers: Any) -> Any:
+        return numbers.reduce(jnp.float32(0), jnp.add)
+
+    sum_of_all = ko.federated_computation(at_clients(floats))(
+        lambda data: ko.federated_sum(ko.federated_map(total, data))
+    )
+    clients = [[1.0, 2.0]] * 8
+
+    def inner(x: Any) -> Any:
+        with ko.backends.use(LocalBackend(threads=2)):
+            return np.asarray(sum_of_all(clients)) * x
+
+    @ko.jax_computation(floats)
+    def with_callback(numbers: Any) -> Any:
+        shape = jax.ShapeDtypeStruct((), np.float32)
+        return numbers.reduce(jnp.float32(0), lambda c, x: c + jax.pure_callback(inner, shape, x))
+
+    outer = ko.federated_computation(at_clients(floats))(
+        lambda data: ko.federated_sum(ko.federated_map(with_callback, data))
+    )
+    with ko.backends.use(LocalBackend(threads=2)):
+        assert float(outer(clients)) == 24.0 * 24.0
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("options", [{}, {"lanes": 3}, {"threads": 2}])
+def test_what_a_client_draws_does_not_depend_on_who_runs_beside_it(
+    implementation: str, options: dict[str, Any]
+) -> None:
+    """With every generator of JAX the numbers are those of the reference."""
+    key = jax.random.key(0, impl=implementation)
+
+    @ko.federated_computation(ko.types.at_server(ko.types.TensorType(key.dtype)), at_clients(np.float32))
+    def draw(key: Any, values: Any) -> Any:
+        keys = ko.federated_split_key(key)
+        return ko.federated_map(lambda k, x: x + jax.random.normal(k), (keys, values))
+
+    with ko.backends.use("reference"):
+        expected = draw(key, [0.0] * 40)
+    with ko.backends.use(LocalBackend(**options)):
+        found = draw(key, [0.0] * 40)
+
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"lanes": 3}])
+def test_callbacks_run_once_for_each_client(options: dict[str, Any]) -> None:
+    """Also those that JAX cannot run for several at once."""
+    called = []
+
+    def double(x: Any) -> Any:
+        called.append(float(x))
+        return np.float32(2 * x)
+
+    twice = ko.federated_computation(at_clients(np.float32))(
+        lambda values: ko.federated_sum(
+            ko.federated_map(lambda x: jax.pure_callback(double, jax.ShapeDtypeStruct((), np.float32), x), values)
+        )
+    )
+    with ko.backends.use(LocalBackend(**options)):
+        assert float(twice([float(i) for i in range(17)])) == 2 * sum(range(17))
+
+    assert sorted(called) == list(range(17))
+
+
+def test_debugging_of_nans_reaches_the_operation_that_makes_them() -> None:
+    """JAX then runs a program again without compiling it."""
+    floats = SequenceType(np.float32)
+
+    @ko.jax_computation(floats)
+    def quotient(numbers: Any) -> Any:
+        return numbers.reduce(jnp.float32(0), lambda c, x: c + x / x)
+
+    ratio = ko.federated_computation(at_clients(floats))(
+        lambda data: ko.federated_sum(ko.federated_map(quotient, data))
+    )
+    for threads in (1, 2):
+        with (
+            ko.backends.use(LocalBackend(threads=threads)),
+            jax.debug_nans(True),
+            pytest.raises(FloatingPointError, match="nan"),
+        ):
+            ratio([[1.0], [0.0]] * 8)
+
+
+def test_explain_says_what_runs() -> None:
+    """A cohort too small to be shared stays on one device; clients without sequences are one part."""
+    small, backend = cohort(clients=3), LocalBackend(devices=2, threads=2)
+    explanation = backend.explain(NEXT, STATE, small)
+    sums = LocalBackend(threads=2).explain(ko.federated_computation(lambda v: ko.federated_sum(v), INT), [1, 2, 3, 4])
+
+    assert (explanation.devices, explanation.threads) == (2, 2)
+    assert (sums.devices, sums.threads) == (1, 1)
 
 
 def test_devices_share_the_clients_of_a_round() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from koinon._jax import scan_counts
 from koinon.backends._estimate import equations
-from koinon.backends._rewrite import CPU_RULES, bound_folds, read_in_bounds, rewrite, rewritten
-from koinon.computation._sequence_primitives import read_run, read_run_p, reduce, reduce_p
+from koinon.backends._rewrite import CPU_RULES, read_in_bounds, rewrite, rewritten
+from koinon.computation._sequence_primitives import read_run, read_run_p, reduce
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NHWC", "OIHW", "NCHW")]
 
@@ -80,6 +80,15 @@ def test_a_convolution_of_few_channels_keeps_its_values(
     assert rules["convolution_of_few"] == applies
 
 
+def test_a_convolution_without_outputs_is_left_alone() -> None:
+    """Its kernel has no features, and nothing can be divided by their number."""
+    x, kernel = np.ones((1, 1, 40, 40), np.float32), np.ones((0, 1, 3, 3), np.float32)
+
+    rules = assert_same_results(lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME"), x, kernel)
+
+    assert rules["convolution_of_few"] == 0
+
+
 def test_grouped_convolutions_keep_their_values() -> None:
     """A convolution with feature groups, and its gradients, are left as they are where no rule fits."""
     rng = np.random.default_rng(1)
@@ -91,7 +100,9 @@ def test_grouped_convolutions_keep_their_values() -> None:
         y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=2)
         return jnp.sum(y**2)
 
-    assert_same_results(jax.grad(loss, argnums=(0, 1)), x, kernel)
+    rules = assert_same_results(jax.grad(loss, argnums=(0, 1)), x, kernel)
+
+    assert rules["convolution_of_few"] == 0
 
 
 def recurrent_loss(weights: Any, inputs: Any) -> Any:
@@ -187,6 +198,64 @@ def test_the_gradient_of_a_narrow_layer_keeps_its_values(
     np.testing.assert_allclose(found, [gradient(weights, x) for x in several], rtol=2e-5, atol=2e-6)
 
 
+ROWS, MATRIX = np.ones((6, 40, 8), np.float32), np.full((40, 8), 0.5, np.float32)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda w, total, x: (total + w.T @ x, None),
+        lambda w, total, x: (total + (2 * w).T @ x, None),
+        lambda w, total, x: (total + x.T @ x, total[0]),
+        lambda w, total, x: ((total + (p := x.T @ x)), p),
+        lambda w, total, x: (total + jnp.einsum("ki,kj->kij", x, x).sum(0), None),
+        lambda w, total, x: (2 * total + x.T @ x, None),
+    ],
+    ids=["a constant", "made of a constant", "read", "used twice", "batched", "not only added"],
+)
+def test_products_that_must_stay_in_a_scan_do(step: Any) -> None:
+    """With a factor that stays the same, which would be stacked, and where more is done than adding up."""
+
+    def program(w: Any, rows: Any) -> Any:
+        return jax.lax.scan(lambda total, x: step(w, total, x), jnp.zeros((8, 8)), rows)
+
+    rules = assert_same_results(program, MATRIX, ROWS / 10)
+
+    assert rules["hoisted_weight_gradient"] == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "applies"),
+    [
+        (lambda w, x: jnp.einsum("ik,jk->ij", x.T @ jnp.ones((40, 8)), w), True),
+        (lambda w, x: jnp.einsum("bk,bk->b", x, w), False),
+        (lambda w, x: x.T @ w[:, :1], False),
+        (lambda w, x: jnp.einsum("ik,jk->ij", x[:8], w[:8]), False),
+    ],
+    ids=["a product with the transpose", "a product for each row", "another dimension", "a part of the matrix"],
+)
+def test_only_products_with_a_large_transpose_are_given_one(step: Any, applies: bool) -> None:
+    """A matrix that stays the same, contracted over its last dimension, is transposed before the scan."""
+
+    def program(w: Any, rows: Any) -> Any:
+        return jax.lax.scan(lambda total, x: (total + jnp.sum(jnp.sin(step(w, x))), None), jnp.float32(0), rows)[0]
+
+    rules = assert_same_results(program, MATRIX, ROWS / 10)
+
+    assert rules["hoisted_transpose"] == applies
+
+
+def test_rules_reach_into_what_is_computed_twice() -> None:
+    """A layer under `jax.checkpoint` is rewritten in its backward pass as well."""
+    rng = np.random.default_rng(3)
+    w, x = rng.normal(size=(64, 10)).astype(np.float32), rng.normal(size=(20, 64)).astype(np.float32)
+    layer = jax.checkpoint(lambda w, x: jnp.tanh(x @ w))
+
+    rules = assert_same_results(jax.grad(lambda w, x: jnp.sum(layer(w, x) ** 2)), w / 8, x)
+
+    assert rules["narrow_gradient"] == 1
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int32])
 def test_products_of_other_numbers_stay_as_they_are(dtype: Any) -> None:
     """The kernels that the rule is for are those for float32."""
@@ -234,19 +303,6 @@ def test_only_reads_of_padded_inputs_lose_their_check_of_bounds() -> None:
 
     assert flags == [True, False]
     assert run(marked, np.ones(6, np.float32), np.ones(6, np.float32), np.int32(3)) == [12.0]
-
-
-def test_a_fold_gets_the_bound_that_its_trip_count_reaches() -> None:
-    """The bound is the trip count at the greatest length; a trip count that follows from data gets none."""
-
-    def program(length: Any, data: Any) -> Any:
-        batches = reduce((length + 3) // 4 * 2, jnp.float32(0), lambda _, total: total + 1)
-        return batches, reduce(data, jnp.float32(0), lambda _, total: total + 1)
-
-    closed = jax.make_jaxpr(program)(np.int32(1), np.int32(1))
-    bounds = [eqn.params["bound"] for eqn in bound_folds(closed, [0], 9).jaxpr.eqns if eqn.primitive is reduce_p]
-
-    assert bounds == [6, None]
 
 
 @pytest.mark.parametrize(("window", "shape"), [((1, 2, 2, 1), (2, 6, 8, 3)), ((1, 3, 2, 1), (2, 7, 5, 2))])

@@ -126,6 +126,49 @@ def test_what_needs_the_matrix_itself_gets_it(arguments: Any) -> None:
     assert transpose_carries(closed) is closed
 
 
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda w, scale: jnp.where(w > 0, w, scale.T),
+        lambda w, scale: w - 0.1 * jnp.broadcast_to(scale.T, w.shape),
+        lambda w, scale: w - 0.1 * jnp.sum(w, 1, keepdims=True) * scale.T,
+    ],
+)
+def test_the_transpose_of_a_row_may_be_spread_over_the_matrix(update: Any) -> None:
+    """What is transposed besides the matrix need not have its shape."""
+    rng = np.random.default_rng(1)
+
+    def program(w: Any, scale: Any, x: Any, steps: Any) -> Any:
+        def step(_: Any, w: Any) -> Any:
+            return update(w - 0.1 * (x.T @ jnp.tanh(x @ w)), scale)
+
+        return reduce(steps, w, step)
+
+    shapes = (INPUTS, CLASSES), (1, INPUTS), (5, INPUTS)
+    inputs = (*[rng.normal(size=shape).astype(np.float32) for shape in shapes], np.int32(3))
+    closed = jax.make_jaxpr(program)(*inputs)
+
+    np.testing.assert_allclose(run(transpose_carries(closed), inputs)[0], run(closed, inputs)[0], rtol=2e-5, atol=2e-6)
+
+
+def test_a_sum_over_no_dimension_keeps_the_matrix_as_it_is() -> None:
+    """Inside of a fold and after it, as in code for arrays of any rank."""
+    rng = np.random.default_rng(2)
+
+    def program(w: Any, x: Any, steps: Any) -> Any:
+        def step(_: Any, w: Any) -> Any:
+            return w - 0.1 * (x.T @ jnp.tanh(x @ w)) / (1 + jnp.sum(w, axis=()) ** 2)
+
+        w = reduce(steps, w, step)
+        return w.sum(axis=()), w.max(axis=()).reshape(-1)
+
+    inputs = rng.normal(size=(INPUTS, CLASSES)).astype(np.float32), np.ones((5, INPUTS), np.float32), np.int32(3)
+    closed = jax.make_jaxpr(program)(*inputs)
+
+    for found, expected in zip(run(transpose_carries(closed), inputs), run(closed, inputs), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
 def test_a_fold_inside_a_call_is_found(arguments: Any) -> None:
     """Training that its user has compiled."""
     closed = jax.make_jaxpr(jax.jit(training(sgd)))(*arguments)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import koinon as ko
+from koinon._jax import aligned_empty
 from koinon.computation import ClientRows
 from koinon.errors import CardinalityError, KoinonTypeError, UnknownClientError
 from koinon.types import SequenceType, TensorType, at_clients
@@ -93,6 +94,41 @@ def test_buffers_have_the_declared_examples(buffers: Any, offsets: Any, lengths:
     """A wrong dtype, shape or range is found when the data are packed, not when they are read."""
     with pytest.raises((KoinonTypeError, CardinalityError), match=message):
         ko.PackedSequences(FLOAT, buffers, np.array(offsets), np.array(lengths))
+
+
+@pytest.mark.parametrize("rows", [5, 4096])
+def test_writing_into_what_a_dataset_was_made_of_does_not_change_it(rows: int, backend: str) -> None:
+    """Neither before the data are on a device nor afterwards, in arrays with room after the last example or without."""
+    buffer = aligned_empty((rows,), np.float32)
+    buffer[:] = 1
+    offsets, lengths = np.array([0, 3], np.int32), np.array([3, 2], np.int32)
+    data = ko.PackedSequences(FLOAT, [buffer], offsets, lengths)
+    buffer[:], offsets[:], lengths[:] = 2, 1, 1
+    cohort = ko.Cohort(data, np.array([0, 1]))
+    assert totals(cohort) == [3, 2]
+    buffer[:] = 4
+    assert totals(cohort) == [3, 2]
+    assert data.buffers[0].tolist() == [1] * rows
+    assert not data.buffers[0].flags.writeable
+
+
+@pytest.mark.parametrize("rows", [5, 4096])
+def test_the_device_shares_the_copy_of_an_array_that_can_be_written_to(rows: int) -> None:
+    """There is one copy, and not another one for the device."""
+    data = ko.PackedSequences(FLOAT, [np.ones(rows, np.float32)], np.array([0]), np.array([5]))
+    (placed,) = data.on_device()
+    assert placed.unsafe_buffer_pointer() == data.buffers[0].ctypes.data
+    assert data.buffers[0].shape == (rows,)
+
+
+def test_an_array_that_cannot_be_written_to_is_not_copied() -> None:
+    """With room after the last example a CPU device shares the user's own array."""
+    buffer = aligned_empty((4096,), np.float32)
+    buffer[:] = 1
+    buffer.flags.writeable = False
+    data = ko.PackedSequences(FLOAT, [buffer], np.array([0]), np.array([5]))
+    assert data.buffers[0] is buffer
+    assert data.on_device()[0].unsafe_buffer_pointer() == buffer.ctypes.data
 
 
 @pytest.mark.parametrize("indices", [[2], [-1], [0, 5]])

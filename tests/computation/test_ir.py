@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr
 
 import koinon as ko
 from koinon.computation import _ir as ir
@@ -82,3 +85,23 @@ def test_a_traced_computation_has_no_free_names_and_no_python_in_it() -> None:
     assert ir.free_names(comp.expression) == frozenset()
     for node in ir.walk(comp.expression):
         assert not any(callable(getattr(node, field.name)) for field in dataclasses.fields(node))
+
+
+def test_what_is_made_of_a_program_is_made_once_and_goes_with_it() -> None:
+    """For each program and further argument; it is not kept for longer than the program."""
+    made = []
+
+    @ir.kept_with_program
+    def make(program: ClosedJaxpr, size: int) -> np.ndarray:
+        made.append(size)
+        return np.full(len(program.jaxpr.eqns), size)
+
+    program, other = jax.make_jaxpr(lambda v: v + 1)(1.0), jax.make_jaxpr(lambda v: v * 2 + 1)(1.0)
+    assert [make(program, 3).tolist(), make(program, 4).tolist(), make(other, 3).tolist()] == [[3], [4], [3, 3]]
+    assert make(program, 3) is make(program, 3)
+    assert made == [3, 4, 3]
+    kept, others = weakref.ref(make(program, 3)), make(other, 3)
+    del program
+    gc.collect()
+    assert kept() is None
+    assert make(other, 3) is others

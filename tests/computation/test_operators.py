@@ -506,9 +506,9 @@ def test_secure_sums_take_integers() -> None:
         ko.federated_computation(lambda v: ko.federated_secure_sum(v, 1), FLOAT)
 
 
-@pytest.mark.parametrize("bound", [1.0, (1, 2, 3), {"a": 1}, [1, [2]]])
+@pytest.mark.parametrize("bound", [1.0, (1, 2, 3), {"a": 1}, [1, [2]], np.int32([1, 2]), (np.int32([1]), 2)], ids=repr)
 def test_the_bound_of_a_secure_sum_is_an_integer_or_one_for_each_tensor(bound: Any) -> None:
-    """Another structure than that of the value, or another dtype, is refused."""
+    """Another structure than that of the value, another dtype, or a vector is refused."""
     with pytest.raises(OperandError, match="The bound of a secure sum must be"):
         ko.federated_computation(lambda v: ko.federated_secure_sum(v, bound), at_clients([np.int32, np.int32]))
 
@@ -527,6 +527,22 @@ def test_a_constant_bound_that_admits_nothing_is_refused(operator: Callable[...,
     with pytest.raises(OperandError, match="The bound of a secure sum is too small") as caught:
         ko.federated_computation(lambda v: operator(v, bound), at_clients([np.int32, np.int32]))
     assert "operator(v, bound)" in blamed_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "modulus", "most"),
+    [("uint8", 257, 256), ("int8", 129, 128), ("int8", 300, 128), ("int16", (100, 2**15 + 1), 2**15)],
+)
+def test_a_constant_modulus_of_which_results_do_not_fit_is_refused(dtype: str, modulus: Any, most: int) -> None:
+    """The dtype of the values holds every result, or tracing fails; the largest modulus is one more than it holds."""
+    pair = at_clients([TensorType(dtype), TensorType(dtype)])
+    ko.federated_computation(lambda v: ko.federated_secure_modular_sum(v, most), pair)
+    ko.federated_computation(lambda v, m: ko.federated_secure_modular_sum(v, (most, m)), pair, np.int32)
+
+    with pytest.raises(OperandError, match="The modulus of a secure sum is too large") as caught:
+        ko.federated_computation(lambda v: ko.federated_secure_modular_sum(v, modulus), pair)
+    assert caught.value.expected == f"at most {most}, since {dtype} holds the integers below it"
+    assert "federated_secure_modular_sum(v, modulus)" in blamed_line(caught.value)
 
 
 _KEYS, _MAX, _TABLE = at_clients((np.int32, (2,))), at_server(np.int32), at_server((np.float32, (5,)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import jax
@@ -102,3 +104,16 @@ def test_the_sizes_of_two_arguments_are_free(n: int, m: int) -> None:
     program = _PROGRAMS.setdefault("outer", traced(lambda x, y: jnp.outer(x, y).sum() + x.shape[0], (None,), (None,)))
     (result,) = run(program, jnp.ones(n), jnp.ones(m))
     assert float(result) == n * m + n
+
+
+def test_a_program_is_specialised_once_for_a_size_and_its_programs_go_with_it() -> None:
+    """The same jaxpr for the same sizes, another one for others; none of them outlives the program."""
+    program = traced(lambda x: x + 1, (None,))
+    three, four = np.ones(3, np.float32), np.ones(4, np.float32)
+    special = specialize(program, [three])
+    assert specialize(program, [three]) is special
+    assert specialize(program, [four]) is not special
+    kept = weakref.ref(special)
+    del program, special
+    gc.collect()
+    assert kept() is None
