@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
@@ -51,6 +52,18 @@ def scan_counts(params: Mapping[str, Any]) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     consts, carry, _ = params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def greatest(values: jax.Array, initial: float | None = None) -> jax.Array:
+    """The greatest element of an array, NaN where one is.
+
+    `jnp.max` says so as well, but what the CPU compiler of JAX 0.10 to 0.12 makes of it overlooks NaN in arrays of some
+    thousands of elements.
+    """
+    found = jnp.max(values, initial=initial)
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        return found
+    return jnp.where(jnp.count_nonzero(values != values) > 0, jnp.nan, found)
 
 
 def compiler_options(**options: Any) -> dict[str, Any]:

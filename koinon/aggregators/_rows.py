@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonTypeError
+from koinon._jax import greatest
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats
 from koinon.computation import (
     Sequence,
@@ -156,7 +157,7 @@ def _sort_rows(rows: jax.Array, count: jax.Array) -> jax.Array:
 
 def norm(vector: jax.Array) -> jax.Array:
     """The L2 norm of a vector whose squares may overflow or vanish."""
-    largest = jnp.max(jnp.abs(vector))
+    largest = greatest(jnp.abs(vector))
     # A power of two, so that scaling is exact; half of float32's exponents on either side keep its inverse in range.
     exponent = jnp.clip(jnp.frexp(jnp.where(jnp.isfinite(largest), largest, 1))[1], -100, 100)
     scale = jnp.exp2(exponent.astype(vector.dtype))

@@ -13,6 +13,7 @@ import numpy as np
 from koinon._errors import KoinonTypeError, KoinonValueError, SecureSumFieldError
 from koinon.aggregators._clip import check_norm_process
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_value_type, next_parameter
+from koinon.aggregators._norms import all_finite
 from koinon.aggregators._secure_field import check_max_clients
 from koinon.aggregators._secure_quantized import Fit, check_dtype, fit_of, sum_within
 from koinon.computation import (
@@ -203,8 +204,7 @@ def _ends(value: Any, upper: jax.Array, lower: jax.Array) -> dict[str, Any]:
     leaves = [leaf for leaf in jax.tree.leaves(value) if leaf.size] or [jnp.zeros(1, upper.dtype)]
     greatest = jnp.stack([leaf.max() for leaf in leaves]).max()
     least = jnp.stack([leaf.min() for leaf in leaves]).min()
-    # The greatest is NaN where a number is, and infinite numbers are at the ends.
-    is_finite = jnp.isfinite(greatest) & jnp.isfinite(least)
+    is_finite = all_finite(leaves)
     return {
         "greatest": jnp.where(is_finite, greatest.astype(jnp.float32), jnp.nan),
         "least": jnp.where(is_finite, least.astype(jnp.float32), jnp.nan),

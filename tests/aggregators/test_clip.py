@@ -105,6 +105,19 @@ def test_clipping_passes_on_what_has_no_norm(backend):
     assert int(output.measurements["clipped_count"]) == 0
 
 
+@pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
+def test_one_nan_among_many_numbers_is_zeroed(backend, order):
+    """As many as a layer has, of which `jnp.max` overlooks one."""
+    large = TensorType(jnp.float32, (20_000,))
+    clients = [np.full(20_000, 1e-3 * number, np.float32) for number in (1, 2, 3)]
+    clients[1][11] = np.nan
+
+    output = run(zeroing_factory(1e3, SumFactory(), norm_order=order).create(large), clients)
+
+    assert int(output.measurements["zeroed_count"]) == 1
+    np.testing.assert_allclose(output.result, np.full(20_000, 4e-3), rtol=1e-6)
+
+
 def test_the_weight_of_a_zeroed_client_stays(backend):
     """Its zero takes part in the mean."""
     output = run(zeroing_factory(1.0, MeanFactory()).create(FLOAT, FLOAT), [1.0, 9.0], [1.0, 3.0])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from koinon._jax import greatest
 from koinon.aggregators._norms import all_finite, global_inf_norm, global_l1_norm, global_l2_norm
 
 arrays = hnp.arrays(
@@ -42,6 +43,18 @@ def test_norms_of_what_is_not_finite_are_not_finite(norm):
     assert np.isnan(norm({"a": jnp.float32([1.0, jnp.nan]), "b": jnp.float32(1.0)}))
 
 
+@pytest.mark.parametrize("size", [10, 10_000, 100_001])
+@pytest.mark.parametrize("norm", [global_l1_norm, global_l2_norm, global_inf_norm, greatest])
+def test_a_norm_overlooks_no_nan(size, norm):
+    """Wherever it is in a large leaf, where `jnp.max` of some versions of JAX does not see it."""
+    values = jnp.ones(size)
+
+    assert np.isfinite(jax.jit(norm)(values))
+    for place in (0, size // 2, size - 1):
+        assert np.isnan(jax.jit(norm)(values.at[place].set(jnp.nan)))
+    assert np.isnan(jax.jit(norm)(jnp.full(size, jnp.nan)))
+
+
 def test_leaves_of_several_dtypes_are_measured_in_float32():
     """A half-precision leaf does not overflow."""
     value = {"half": jnp.float16([300.0, 400.0]), "single": jnp.float32([1200.0])}
@@ -55,7 +68,7 @@ def test_leaves_of_several_dtypes_are_measured_in_float32():
 def test_one_element_that_is_not_finite_is_noticed(dtype, wrong):
     """In any place of any leaf, among numbers as large as there are."""
     largest = jnp.finfo(dtype).max
-    leaves = {"a": jnp.full((3, 40), largest, dtype), "b": jnp.full(5, -largest, dtype), "c": jnp.zeros(2, dtype)}
+    leaves = {"a": jnp.full((300, 40), largest, dtype), "b": jnp.full(5, -largest, dtype), "c": jnp.zeros(2, dtype)}
 
     assert bool(all_finite(leaves))
     for name, leaf in leaves.items():

@@ -165,6 +165,18 @@ def test_a_client_that_is_not_finite_leaves_no_trace():
     assert measured(output) == measured(expected) | {"non_finite_clients": len(bad)}
 
 
+def test_a_client_with_one_nan_among_many_numbers_leaves_no_trace(backend):
+    """As many as a layer has, of which `jnp.max` overlooks one."""
+    clients = [np.full(20_000, number, np.float32) for number in (1, 2, 3)]
+    clients[1][11] = np.nan
+    process = SecureSumFactory(5.0, -5.0).create(TensorType(jnp.float32, (20_000,)))
+
+    output = process.next(process.initialize(), clients)
+
+    assert int(output.measurements["non_finite_clients"]) == 1
+    np.testing.assert_allclose(output.result, np.full(20_000, 4.0), atol=1e-3)
+
+
 def test_a_cohort_of_nobody_gives_zeros():
     """No clients, or none that is finite."""
     process = SecureSumFactory(2.0, 1.0).create(FLOAT)  # zero is not in the range
