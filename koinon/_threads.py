@@ -47,10 +47,11 @@ def run_all(fn: Callable[[int], Any], count: int, threads: int) -> list[Any]:
     """
     results: list[Any] = [None] * count
     numbers = itertools.count()
+    job = [fn]
 
     def work() -> None:
         while (number := next(numbers)) < count:
-            results[number] = fn(number)
+            results[number] = job[0](number)
 
     helpers = min(threads, count) - 1
     help_out = carry_settings(work)
@@ -61,9 +62,13 @@ def run_all(fn: Callable[[int], Any], count: int, threads: int) -> list[Any]:
         # One that no thread has begun has nothing left to do; one that a thread has begun ends by itself.
         started = list(itertools.filterfalse(Future.cancel, futures))
         wait(started)
+        # What is cancelled waits in a queue for a thread to throw it away, and must not keep the arrays of a round.
+        done = results[:]
+        results.clear()
+        job.clear()
     for future in started:
         future.result()
-    return results
+    return done
 
 
 @functools.cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,25 @@ def test_an_error_is_raised_when_nothing_runs_any_more(wrong: int) -> None:
     with pytest.raises(ValueError, match=f"piece {wrong}"):
         run_all(fail, 6, 3)
     assert not running
+
+
+def test_nothing_is_kept_when_all_is_done() -> None:
+    """Neither the work nor its results, also where a helper that was asked has not come yet."""
+
+    class Result:
+        pass
+
+    def outer(number: int) -> int:
+        results = run_all(lambda inner: Result(), 5, 2)
+        kept.extend(map(weakref.ref, results))
+        return number
+
+    kept: list[weakref.ref[Result]] = []
+    run_all(outer, 6, 2)
+    gc.collect()
+
+    assert len(kept) == 30
+    assert not any(reference() for reference in kept)
 
 
 def test_settings_go_along() -> None:
