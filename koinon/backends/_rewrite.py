@@ -50,7 +50,7 @@ def rewrite(closed: ClosedJaxpr, rules: Sequence[Rule]) -> ClosedJaxpr:
             if outputs is not None:
                 return outputs
         params = {name: _rewrite_param(param, rules) for name, param in eqn.params.items()}
-        if eqn.primitive.name == _CHECKPOINT:
+        if _has_open_step(eqn):
             params["jaxpr"] = _rewrite_open(eqn.params["jaxpr"], rules)
         return bind(eqn, inputs, params)
 
@@ -65,6 +65,11 @@ def _rewrite_param(param: Any, rules: Sequence[Rule]) -> Any:
         items = [_rewrite_param(item, rules) for item in param]
         return type(param)(*items) if hasattr(param, "_fields") else tuple(items)
     return param
+
+
+def _has_open_step(eqn: Any) -> bool:
+    """Whether an equation is what `jax.checkpoint` makes; since JAX 0.12 its jaxpr is no other than the rest."""
+    return eqn.primitive.name == _CHECKPOINT and not isinstance(eqn.params["jaxpr"], ClosedJaxpr)
 
 
 def _rewrite_open(jaxpr: Jaxpr, rules: Sequence[Rule]) -> Jaxpr:
@@ -137,7 +142,7 @@ def rewritten(jaxpr: Jaxpr) -> list[str]:
                 names.append("hoisted_transpose")
             names.extend(rewritten(body.jaxpr))
             continue
-        if eqn.primitive.name == _CHECKPOINT:
+        if _has_open_step(eqn):
             names.extend(rewritten(eqn.params["jaxpr"]))
         for sub in closed_jaxprs(eqn):
             names.extend(rewritten(sub.jaxpr))
