@@ -14,6 +14,7 @@ import numpy as np
 from koinon._errors import KoinonTypeError, KoinonValueError
 from koinon.aggregators._dp_query import DPQuery
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType
+from koinon.aggregators._norms import all_finite
 from koinon.aggregators._secure_field import share_of
 from koinon.computation import (
     federated_broadcast,
@@ -142,7 +143,7 @@ def dp_process(
 
     def encode(value: Any, params: Any, key: Any) -> Any:
         vector = layout.flatten(value)
-        is_finite = jnp.isfinite(vector).all()
+        is_finite = all_finite(vector)
         record = query.encode(params, jnp.where(is_finite, vector, 0.0), is_finite, key)
         return record, OrderedDict(clients=is_finite * jnp.int32(share), non_finite=(~is_finite).astype(jnp.int32))
 

@@ -21,6 +21,7 @@ import numpy as np
 from koinon._errors import KoinonTypeError
 from koinon._jax import greatest
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats
+from koinon.aggregators._norms import all_finite
 from koinon.computation import (
     Sequence,
     federated_collect,
@@ -238,7 +239,7 @@ def rows_of(value_type: ValueType, values: Sequence, weighted: bool = False) -> 
         value, weight = element if weighted else (element, jnp.float32(1.0))
         vector = to_vector(value_type, value)
         weight = jnp.asarray(weight).astype(vector.dtype)
-        is_finite = jnp.isfinite(vector).all() & jnp.isfinite(weight)
+        is_finite = all_finite((vector, weight))
         place = _hash(vector) + _hash(weight.reshape(1))
         return carry + ~is_finite, (vector, weight, is_finite & (weight > 0), place)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_int, check_value_type
+from koinon.aggregators._norms import all_finite
 from koinon.aggregators._reservoir import (
     check_sample_size,
     draw_priority,
@@ -148,6 +149,4 @@ def federated_sample(value: Any, max_num_samples: int = 100, *, key: Any) -> Any
 
 
 def _non_finite(leaf: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-        return jnp.int32(0)
-    return (~jnp.isfinite(leaf).all()).astype(jnp.int32)
+    return (~all_finite(leaf)).astype(jnp.int32)

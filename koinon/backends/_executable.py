@@ -183,7 +183,7 @@ class Executable:
     def _schedule(self, given: list[Any], clients: list[Any], count: int, capacity: int) -> Schedule:
         """How the clients of a cohort are dealt out; in as many parts for all cohorts that share a program."""
         options, lengths = self._options, _lengths(clients)
-        lanes = (options.lanes or choose_lanes(self._work, capacity)) if self._work.can_batch else 1
+        lanes = choose_lanes(self._work, capacity, options.lanes)
         can_share = self._can_thread and lengths is not None
         examples = self._examples(given, clients, capacity) if can_share else None
         is_worth_it = examples is not None and self._work.is_worth_sharing(examples)
@@ -220,7 +220,7 @@ class Executable:
         return self._result_leaves(state), state.flags
 
     def _run_traced(self, server: list[Any], clients: list[Any], count: int, capacity: int) -> list[Any]:
-        """The round as a part of a larger program that JAX is tracing: every loop has a static bound."""
+        """The round as a part of a larger program that JAX is tracing: folds have static bounds."""
         program = Program(self._plan, run_bounded)
         (segment,) = segments(_lengths(clients), count, capacity, lanes=1, threads=1)
         longest = [tuple(map(_longest, leaves)) for leaves in clients]

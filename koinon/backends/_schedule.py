@@ -24,8 +24,6 @@ from koinon.compiler._steps import structure_leaves
 from koinon.computation import _ir as ir
 from koinon.computation._evaluate import Closure, LocalFunction
 
-_THREEFRY = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
-
 # A step of a fold costs a few microseconds of dispatch whatever it does, as much as so many operations.
 DISPATCH = 250_000
 
@@ -101,7 +99,12 @@ def _can_batch(eqn: Any) -> bool:
 
 def _is_other_key(aval: Any) -> bool:
     dtype = getattr(aval, "dtype", None)
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and dtype != _THREEFRY if dtype is not None else False
+    return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and dtype != _threefry()
+
+
+@functools.cache
+def _threefry() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
 
 
 def programs_of_step(step: Step) -> list[ir.Local]:
@@ -130,10 +133,12 @@ def only_regroups(step: Step) -> bool:
     return step.operator in ("federated_zip", "federated_value_at_server")
 
 
-def choose_lanes(work: Work, capacity: int) -> int:
-    """How many clients run side by side."""
+def choose_lanes(work: Work, capacity: int, asked: int | None = None) -> int:
+    """How many clients run side by side: as many as are asked for, if they can."""
     if not work.can_batch:
         return 1
+    if asked is not None:
+        return asked
     if jax.default_backend() != "cpu":
         return min(ACCELERATOR_LANES, capacity)
     step = work.step if work.step is not None else work.whole
