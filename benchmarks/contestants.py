@@ -119,8 +119,19 @@ def is_asked_for(contestant: str, workload: str) -> bool:
     return CONTESTANTS[contestant].cores not in FEWER or "-" not in workload
 
 
-# The warm rounds of a run where the command line names no number: enough for a median within the time limit.
-ROUNDS: dict[str, int] = {"W1": 20, "W1-32": 20, "W1-512": 10, "W1-2048": 5, "W3-100": 20, "W3": 10, "W3-100000": 2}
+# The warm rounds of a run where the command line names no number: enough for a median within the time limit,
+# and many where a round takes milliseconds, since the first tens of them are slower.
+ROUNDS: dict[str, int] = {
+    "W1": 100,
+    "W1-32": 100,
+    "W1-512": 40,
+    "W1-2048": 10,
+    "W2": 5,
+    "W3-100": 100,
+    "W3": 30,
+    "W3-100000": 2,
+    "W4": 5,
+}
 
 
 def full_name(workload: str) -> str:
