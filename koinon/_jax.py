@@ -66,6 +66,26 @@ def greatest(values: jax.Array, initial: float | None = None) -> jax.Array:
     return jnp.where(jnp.count_nonzero(values != values) > 0, jnp.nan, found)
 
 
+def raveled(arrays: Iterable[Any]) -> jax.Array:
+    """The elements of some arrays, of which there is at least one, one after the other in a vector."""
+    return jnp.concatenate([jnp.ravel(array) for array in arrays])
+
+
+def unraveled(vector: jax.Array, shapes: Iterable[Sequence[int]]) -> list[jax.Array]:
+    """The arrays of some shapes whose elements a vector has one after the other: the inverse of `raveled`.
+
+    XLA's CPU compiler ends the process where it takes nothing out of what it put together with an array without
+    elements, so such an array is made anew.
+    """
+    arrays, start = [], 0
+    for shape in shapes:
+        stop = start + math.prod(shape)
+        piece = jax.lax.slice_in_dim(vector, start, stop) if stop > start else jnp.zeros(0, vector.dtype)
+        arrays.append(piece.reshape(shape))
+        start = stop
+    return arrays
+
+
 def compiler_options(**options: Any) -> dict[str, Any]:
     """Those of some options of XLA's compiler that the installed version knows."""
     return {name: value for name, value in options.items() if _is_known(name, value)}

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from koinon._errors import KoinonTypeError
+from koinon._jax import raveled, unraveled
 from koinon.aggregators._factory import (
     AggregationFactory,
     ValueType,
@@ -58,17 +57,14 @@ def concat_factory(inner_agg_factory: AggregationFactory) -> AggregationFactory:
     def create(value_type: ValueType, *weight_type: ValueType) -> AggregationProcess:
         specs, structure = jax.tree.flatten(specs_of(value_type))
         _check_one_dtype(value_type, {spec.dtype for spec in specs})
-        ends = np.cumsum([math.prod(spec.shape) for spec in specs])
-        inner = inner_agg_factory.create(TensorType(specs[0].dtype, (int(ends[-1]),)), *weight_type)
+        size = sum(math.prod(spec.shape) for spec in specs)
+        inner = inner_agg_factory.create(TensorType(specs[0].dtype, (size,)), *weight_type)
 
         def concat(value: Any) -> jax.Array:
-            return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(value)])
+            return raveled(jax.tree.leaves(value))
 
         def part(vector: jax.Array) -> Any:
-            leaves = [
-                piece.reshape(spec.shape) for piece, spec in zip(jnp.split(vector, ends[:-1]), specs, strict=True)
-            ]
-            return jax.tree.unflatten(structure, leaves)
+            return jax.tree.unflatten(structure, unraveled(vector, [spec.shape for spec in specs]))
 
         @federated_computation(next_parameter(inner.state_type, value_type, *weight_type))
         def next_fn(arguments: Any) -> Any:

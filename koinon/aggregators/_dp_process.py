@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonTypeError, KoinonValueError
+from koinon._jax import raveled, unraveled
 from koinon.aggregators._dp_query import DPQuery
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType
 from koinon.aggregators._norms import all_finite
@@ -208,22 +209,19 @@ class _Layout:
         shapes = [leaf.shape for leaf in leaves if leaf.shape is not None and None not in leaf.shape]
         if len(shapes) < len(leaves):
             raise KoinonTypeError("Differential privacy needs values of known shapes.", found=value_type)
-        self._sizes = [math.prod(size or 0 for size in shape) for shape in shapes]
-        self.size = sum(self._sizes)
+        self._shapes = [tuple(size or 0 for size in shape) for shape in shapes]
+        self.size = sum(map(math.prod, self._shapes))
         if self.size == 0:
             raise KoinonTypeError("There is nothing to aggregate.", found=value_type)
 
     def flatten(self, value: Any) -> jax.Array:
         """The elements as one float32 vector."""
-        return jnp.concatenate([leaf.astype(jnp.float32).reshape(-1) for leaf in jax.tree.leaves(value)])
+        return raveled(leaf.astype(jnp.float32) for leaf in jax.tree.leaves(value))
 
     def unflatten(self, vector: jax.Array) -> Any:
         """The value that a vector stands for."""
-        ends = np.cumsum(self._sizes)[:-1].tolist()
-        parts = iter(jnp.split(vector, ends))
-        return structure_from_tensor_type_tree(
-            lambda type_: next(parts).reshape(type_.shape).astype(type_.dtype), self._type
-        )
+        arrays = iter(unraveled(vector, self._shapes))
+        return structure_from_tensor_type_tree(lambda type_: next(arrays).astype(type_.dtype), self._type)
 
 
 class _Spending:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonTypeError
-from koinon._jax import greatest
+from koinon._jax import greatest, raveled, unraveled
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType, check_floats
 from koinon.aggregators._norms import all_finite
 from koinon.computation import (
@@ -265,17 +264,15 @@ def to_vector(value_type: ValueType, value: Any) -> jax.Array:
     """All elements of a value, in the widest dtype of its leaves, and at least in float32."""
     leaves = list(_leaves(value_type, value))
     dtype = jnp.result_type(jnp.float32, *leaves)
-    return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])
+    return raveled(leaf.astype(dtype) for leaf in leaves)
 
 
 def to_value(value_type: ValueType, vector: jax.Array) -> Any:
     """The value that has these elements."""
     types = list(_leaf_types(value_type))
     shapes = [tuple(dim or 0 for dim in type_.shape or ()) for type_ in types]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1].tolist()
-    parts = jnp.split(vector, ends)
-    leaves = [p.reshape(s).astype(t.dtype) for p, s, t in zip(parts, shapes, types, strict=True)]
-    iterator = iter(leaves)
+    arrays = unraveled(vector, shapes)
+    iterator = iter([array.astype(type_.dtype) for array, type_ in zip(arrays, types, strict=True)])
     return structure_from_tensor_type_tree(lambda _: next(iterator), value_type)
 
 

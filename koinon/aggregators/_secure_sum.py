@@ -313,12 +313,12 @@ class SecureModularSumFactory(UnweightedAggregationFactory):
         limits = {np.dtype(spec.dtype): np.iinfo(spec.dtype) for spec in jax.tree.leaves(specs_of(value_type))}
         largest, modulus = self._largest, self._modulus
         for dtype, limit in limits.items():
-            if modulus > limit.max or (modulus != largest + 1 and limit.min == 0):
+            if modulus - 1 > limit.max or (modulus != largest + 1 and limit.min == 0):
                 raise SecureSumFieldError(
                     "The dtype of the values does not hold the sums of this modulus.",
-                    expected=f"a modulus of at most {limit.max.bit_length()} bits"
+                    expected=f"sums of at most {limit.max}"
                     + (", and a symmetric range only for signed integers" if limit.min == 0 else ""),
-                    found=f"{modulus.bit_length()} bits for {modulus}, and {dtype}",
+                    found=f"sums below {modulus}, and {dtype}",
                     hint="take a smaller modulus, or values of a wider dtype",
                 )
         bound = next(t for t in (np.int32, np.uint32, np.int64, np.uint64) if modulus <= np.iinfo(t).max)(modulus)

@@ -12,6 +12,7 @@ import numpy as np
 from koinon._errors import KoinonValueError
 from koinon._jax import Device
 from koinon.backends._schedule import ACCELERATOR_LANES, TINY_LANES, available_cores
+from koinon.computation._transfer import default_count
 
 _STRATEGIES: dict[str, dict[str, Any]] = {
     "sequential": {"lanes": 1, "threads": 1, "devices": 1},
@@ -54,17 +55,14 @@ def resolve_options(
     Raises:
       KoinonValueError: if one of them is something else or out of range, or two contradict each other.
     """
-    if not _is_count(default_num_clients, least=0):
-        raise KoinonValueError(
-            "The option `default_num_clients` must be an int, and not negative.", found=repr(default_num_clients)
-        )
+    default_num_clients = default_count(default_num_clients)
     options = {name: _option_of(name, option) for name, option in options.items()}
     chosen = options if strategy is None else _options_of(strategy, options)
     lanes = chosen["lanes"]
     if deterministic and lanes not in (None, 1):
         raise KoinonValueError("Lanes add up in another order than that of the cohort.", found=f"lanes={lanes}")
     return LocalOptions(
-        int(default_num_clients),
+        default_num_clients,
         1 if deterministic else lanes,
         chosen["threads"],
         _devices_of(chosen["devices"]),
@@ -72,15 +70,15 @@ def resolve_options(
     )
 
 
-def _is_count(option: Any, least: int) -> bool:
-    return isinstance(option, (int, np.integer)) and not isinstance(option, bool) and int(option) >= least
+def _is_count(option: Any) -> bool:
+    return isinstance(option, (int, np.integer)) and not isinstance(option, bool) and int(option) >= 1
 
 
 def _option_of(name: str, option: Any) -> int | tuple[Device, ...] | None:
     """An option as an int, or as devices where these are given."""
     if option is None:
         return None
-    if _is_count(option, least=1):
+    if _is_count(option):
         return int(option)
     devices = _listed_devices(option) if name == "devices" else None
     if devices is None:

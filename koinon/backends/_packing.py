@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from koinon._jax import raveled, unraveled
 from koinon.computation._symbolic import is_symbolic
 
 # Above this many elements the copy into a common vector costs more than a kernel.
@@ -69,7 +70,7 @@ class Packing:
           ValueError: if there are more or fewer arrays.
         """
         arrays = [array.T if tall else array for array, tall in zip(arrays, self._is_tall, strict=True)]
-        vectors = [jnp.concatenate([jnp.ravel(arrays[i]) for i in group]) for group in self._groups]
+        vectors = [raveled(arrays[i] for i in group) for group in self._groups]
         return [*[arrays[i] for i in self._large], *vectors]
 
     def unpack(self, packed: Sequence[Any]) -> list[Any]:
@@ -88,9 +89,6 @@ class Packing:
         for i, array in zip(self._large, packed, strict=False):
             arrays[i] = array
         for group, vector in zip(self._groups, packed[len(self._large) :], strict=True):
-            start = 0
-            for i in group:
-                shape, _ = self._shapes[i]
-                arrays[i] = vector[start : start + math.prod(shape)].reshape(shape)
-                start += math.prod(shape)
+            for i, array in zip(group, unraveled(vector, [self._shapes[i][0] for i in group]), strict=True):
+                arrays[i] = array
         return [array.T if tall else array for array, tall in zip(arrays, self._is_tall, strict=True)]

@@ -29,7 +29,7 @@ from koinon.computation._evaluate import (
     tensor_types,
 )
 from koinon.computation._flat import flatten, leaf_types, unflatten
-from koinon.computation._transfer import num_clients, sequence_of_rows
+from koinon.computation._transfer import default_count, num_clients, sequence_of_rows
 from koinon.types import FederatedType, FunctionType, SequenceType, Type, strip_placement
 
 
@@ -38,10 +38,13 @@ class ReferenceBackend:
 
     Args:
       default_num_clients: how many clients there are in a call that has no argument placed at the clients.
+
+    Raises:
+      KoinonValueError: if that is no int, or negative.
     """
 
     def __init__(self, *, default_num_clients: int = 0) -> None:
-        self.default_num_clients = default_num_clients
+        self.default_num_clients = default_count(default_num_clients)
 
     def __repr__(self) -> str:
         return f"ReferenceBackend(default_num_clients={self.default_num_clients})"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from koinon._errors import ArgumentError, CardinalityError, InvalidNonAllEqualValueError
+from koinon._errors import ArgumentError, CardinalityError, InvalidNonAllEqualValueError, KoinonValueError
 from koinon.computation import _ir as ir
 from koinon.computation._arguments import Unpacked
 from koinon.computation._data import ClientRows, Cohort
@@ -277,6 +277,13 @@ def check_cohort(type_: FederatedType, cohort: Cohort, path: str) -> None:
         found = FederatedType(SequenceType(cohort.packed.element_type), CLIENTS)
         which = f"The cohort given as {path}" if path else "The cohort"
         type_.check_assignable_from(found, what=f"{which} does not have the declared type.")
+
+
+def default_count(option: Any) -> int:
+    """The option `default_num_clients` of an engine, an int of Python or NumPy that is not negative."""
+    if not isinstance(option, (int, np.integer)) or isinstance(option, bool) or option < 0:
+        raise KoinonValueError("The option `default_num_clients` must be an int, and not negative.", found=repr(option))
+    return int(option)
 
 
 def num_clients(counts: list[tuple[str, int]], default: int) -> int:

@@ -307,7 +307,7 @@ def test_thresholds_are_of_one_kind_and_the_upper_one_is_higher(arguments, error
         (SecureModularSumFactory(8), FLOAT, KoinonTypeError),
         (SecureModularSumFactory(8), to_type((jnp.int32, jnp.float32)), KoinonTypeError),
         (SecureModularSumFactory(8), at_server(INT), KoinonTypeError),
-        (SecureModularSumFactory(128), TensorType(jnp.int8), SecureSumFieldError),
+        (SecureModularSumFactory(129), TensorType(jnp.int8), SecureSumFieldError),
         (SecureModularSumFactory(8, symmetric_range=True), TensorType(jnp.uint32), SecureSumFieldError),
     ],
 )
@@ -381,6 +381,18 @@ def test_a_modulus_is_a_positive_integer(arguments, error):
     """As in TFF, a TypeError or a ValueError."""
     with pytest.raises(error):
         SecureModularSumFactory(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32])
+def test_a_modulus_may_be_as_large_as_the_values_can_be(dtype, backend):
+    """The greatest sum is then the greatest number of the dtype; a symmetric range ends there as well."""
+    most = int(np.iinfo(dtype).max)
+    process = SecureModularSumFactory(most + 1).create(TensorType(dtype))
+    assert int(process.next(process.initialize(), [dtype(most), dtype(most)]).result) == most - 1
+    assert int(process.next(process.initialize(), [dtype(most)]).result) == most
+    if np.iinfo(dtype).min < 0:
+        process = SecureModularSumFactory((most + 1) // 2, symmetric_range=True).create(TensorType(dtype))
+        assert int(process.next(process.initialize(), [dtype(most // 2), dtype(1)]).result) == -(most // 2)
 
 
 @pytest.mark.soak

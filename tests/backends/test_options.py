@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import koinon as ko
-from koinon.backends import LocalBackend
+from koinon.backends import LocalBackend, ReferenceBackend
 from koinon.errors import KoinonValueError
 from koinon.types import CLIENTS
 
@@ -25,11 +25,12 @@ def test_what_is_no_positive_int_is_refused(name: str, value: Any) -> None:
     assert caught.value.found == repr(value)
 
 
+@pytest.mark.parametrize("engine", [LocalBackend, ReferenceBackend])
 @pytest.mark.parametrize("value", [-1, "x", None, True, 1.0, np.float32(1), np.int32(-1), [1]])
-def test_the_number_of_clients_is_not_negative(value: Any) -> None:
+def test_the_number_of_clients_is_not_negative(engine: Any, value: Any) -> None:
     """Anything but an int from zero on is refused when the engine is made."""
     with pytest.raises(KoinonValueError, match="`default_num_clients` must be an int, and not negative") as caught:
-        LocalBackend(default_num_clients=value)
+        engine(default_num_clients=value)
     assert caught.value.found == repr(value)
 
 

@@ -89,6 +89,47 @@ def test_a_convolution_without_outputs_is_left_alone() -> None:
     assert rules["convolution_of_few"] == 0
 
 
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"lhs_dilation": (2, 2)},
+        {"rhs_dilation": (2, 1)},
+        {"precision": jax.lax.Precision.HIGHEST},
+        {"padding": ((-1, 0), (0, 0))},
+        {"batch_group_count": 2},
+        {"kernel_size": (7, 6)},
+        {"images": 2},
+        {"dtype": jnp.bfloat16},
+    ],
+    ids=str,
+)
+def test_a_convolution_that_differs_in_one_respect_is_left_alone(difference: dict[str, Any]) -> None:
+    """Dilated, precise, cropped, grouped by batch, of many inputs, small, or in another dtype: it keeps its values."""
+    rng = np.random.default_rng(6)
+    options = {"images": 12, "kernel_size": (3, 3), "dtype": jnp.float32, "padding": ((0, 0), (0, 0)), **difference}
+    images, size, dtype = (options.pop(name) for name in ("images", "kernel_size", "dtype"))
+    x = jnp.asarray(rng.normal(size=(images, 20, 18, 1)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(*size, 1, 4)) / 5, dtype)
+
+    def convolved(x: Any, kernel: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+
+    assert assert_same_results(convolved, x, kernel)["convolution_of_few"] == 0
+
+
+def test_only_convolutions_in_two_dimensions_and_one_batch_get_another_layout() -> None:
+    """A rule for images leaves series alone, and batches in groups."""
+    rng = np.random.default_rng(7)
+    series, kernel = rng.normal(size=(2, 3, 9)).astype(np.float32), rng.normal(size=(4, 3, 2)).astype(np.float32)
+    images, kernels = rng.normal(size=(4, 3, 6, 6)).astype(np.float32), np.ones((4, 3, 2, 2), np.float32)
+
+    def in_groups(x: Any, kernel: Any) -> Any:
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", batch_group_count=2)
+
+    assert not assert_same_results(lambda x, k: jax.lax.conv_general_dilated(x, k, (1,), "SAME"), series, kernel)
+    assert not assert_same_results(in_groups, images, kernels)
+
+
 def test_grouped_convolutions_keep_their_values() -> None:
     """A convolution with feature groups, and its gradients, are left as they are where no rule fits."""
     rng = np.random.default_rng(1)
@@ -321,6 +362,25 @@ def test_the_gradient_of_a_pooling_goes_to_the_same_elements(window: Any, shape:
 
     np.testing.assert_array_equal(found, expected)
     assert rewritten(closed.jaxpr) == ["separate_windows"]
+
+
+@pytest.mark.parametrize(
+    ("window", "margin", "of_least"),
+    [((2, 2), 1, False), ((5, 5), 0, False), ((1, 1), 0, False), ((2, 2), 0, True)],
+    ids=["padded", "large windows", "no window", "least elements"],
+)
+def test_a_pooling_that_differs_in_one_respect_stays_as_it_is(
+    window: tuple[int, int], margin: int, of_least: bool
+) -> None:
+    """With a margin, with long chains of comparisons, with nothing to compare, or of the least elements."""
+    x = np.random.default_rng(8).normal(size=(2, 10, 10, 3)).astype(np.float32)
+    start, choose = (jnp.inf, jax.lax.min) if of_least else (-jnp.inf, jax.lax.max)
+    size, padding = (1, *window, 1), ((0, 0), (margin, margin), (margin, margin), (0, 0))
+
+    def loss(x: Any) -> Any:
+        return jnp.sum(jax.lax.reduce_window(x, start, choose, size, size, padding) ** 2)
+
+    assert assert_same_results(jax.grad(loss), x)["separate_windows"] == 0
 
 
 def test_poolings_with_overlapping_windows_stay_as_they_are() -> None:
