@@ -23,6 +23,7 @@ def test_a_vector_is_taken_apart_into_what_it_was_made_of(shapes: list[tuple[int
     np.testing.assert_array_equal(vector, np.concatenate([array.ravel() for array in arrays]))
     for array, back in zip(arrays, found, strict=True):
         assert back.shape == array.shape
+        assert back.dtype == array.dtype
         np.testing.assert_array_equal(back, array)
 
 

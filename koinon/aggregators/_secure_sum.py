@@ -286,7 +286,8 @@ class SecureModularSumFactory(UnweightedAggregationFactory):
     Raises:
       TypeError: if an argument has another type; at `create`, if the values are no integers.
       ValueError: if the modulus is not positive.
-      SecureSumFieldError: at `create`, if the dtype of the values does not hold the numbers below the modulus.
+      SecureSumFieldError: at `create`, if the dtype of the values does not hold the numbers below the modulus, with a
+        symmetric range those below `2 * modulus - 1`; or if JAX has no integer as large as that number itself.
 
     Example:
       >>> import koinon as ko
@@ -312,16 +313,23 @@ class SecureModularSumFactory(UnweightedAggregationFactory):
             raise KoinonTypeError("A modular sum needs integers.", found=value_type)
         limits = {np.dtype(spec.dtype): np.iinfo(spec.dtype) for spec in jax.tree.leaves(specs_of(value_type))}
         largest, modulus = self._largest, self._modulus
+        is_symmetric = modulus != largest + 1
+        held = [jax.dtypes.canonicalize_dtype(dtype) for dtype in (np.int32, np.uint32, np.int64, np.uint64)]
+        most = max(int(np.iinfo(dtype).max) for dtype in held)
         for dtype, limit in limits.items():
-            if modulus - 1 > limit.max or (modulus != largest + 1 and limit.min == 0):
+            most = min(most, int(limit.max) + 1)
+            if is_symmetric and limit.min == 0:
                 raise SecureSumFieldError(
-                    "The dtype of the values does not hold the sums of this modulus.",
-                    expected=f"sums of at most {limit.max}"
-                    + (", and a symmetric range only for signed integers" if limit.min == 0 else ""),
-                    found=f"sums below {modulus}, and {dtype}",
-                    hint="take a smaller modulus, or values of a wider dtype",
+                    "A symmetric range has negative sums.", expected="values of signed integers", found=dtype
                 )
-        bound = next(t for t in (np.int32, np.uint32, np.int64, np.uint64) if modulus <= np.iinfo(t).max)(modulus)
+        if modulus > most:
+            raise SecureSumFieldError(
+                "The modulus is too large for what the values and JAX hold.",
+                expected=f"a modulus of at most {(most + 1) // 2 if is_symmetric else most}",
+                found=f"{largest + 1}, for {', '.join(map(str, limits)) or 'no values'}",
+                hint="take a smaller modulus, or values of a wider dtype",
+            )
+        bound = next(dtype for dtype in held if modulus <= np.iinfo(dtype).max).type(modulus)
 
         def around_zero(total: Any) -> Any:
             return jax.tree.map(lambda leaf: jnp.where(leaf > largest, leaf - modulus, leaf), total)
@@ -333,7 +341,7 @@ class SecureModularSumFactory(UnweightedAggregationFactory):
         @federated_computation(at_server(to_type(())), at_clients(value_type))
         def next_fn(state: Any, value: Any) -> Any:
             total = federated_secure_modular_sum(value, bound)
-            if modulus != largest + 1:
+            if is_symmetric:
                 total = federated_map(around_zero, total)
             return MeasuredProcessOutput(state, total, federated_value((), SERVER))
 

@@ -308,6 +308,9 @@ def test_thresholds_are_of_one_kind_and_the_upper_one_is_higher(arguments, error
         (SecureModularSumFactory(8), to_type((jnp.int32, jnp.float32)), KoinonTypeError),
         (SecureModularSumFactory(8), at_server(INT), KoinonTypeError),
         (SecureModularSumFactory(129), TensorType(jnp.int8), SecureSumFieldError),
+        (SecureModularSumFactory(65, symmetric_range=True), TensorType(jnp.int8), SecureSumFieldError),
+        (SecureModularSumFactory(2**32), TensorType(jnp.uint32), SecureSumFieldError),
+        (SecureModularSumFactory(2**64), to_type(()), SecureSumFieldError),
         (SecureModularSumFactory(8, symmetric_range=True), TensorType(jnp.uint32), SecureSumFieldError),
     ],
 )
@@ -385,7 +388,7 @@ def test_a_modulus_is_a_positive_integer(arguments, error):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32])
 def test_a_modulus_may_be_as_large_as_the_values_can_be(dtype, backend):
-    """The greatest sum is then the greatest number of the dtype; a symmetric range ends there as well."""
+    """The greatest sum is then the greatest number of the dtype; a symmetric range takes half the modulus."""
     most = int(np.iinfo(dtype).max)
     process = SecureModularSumFactory(most + 1).create(TensorType(dtype))
     assert int(process.next(process.initialize(), [dtype(most), dtype(most)]).result) == most - 1
