@@ -66,6 +66,12 @@ def greatest(values: jax.Array, initial: float | None = None) -> jax.Array:
     return jnp.where(jnp.count_nonzero(values != values) > 0, jnp.nan, found)
 
 
+def extremes(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The least and the greatest element of an array, both NaN where one is; see `greatest`."""
+    high = greatest(values)
+    return jnp.where(high == high, jnp.min(values), high), high
+
+
 def raveled(arrays: Iterable[Any]) -> jax.Array:
     """The elements of some arrays, of which there is at least one, one after the other in a vector."""
     return jnp.concatenate([jnp.ravel(array) for array in arrays])

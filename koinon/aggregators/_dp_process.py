@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon._jax import raveled, unraveled
+from koinon._jax import raveled
 from koinon.aggregators._dp_query import DPQuery
 from koinon.aggregators._factory import UnweightedAggregationFactory, ValueType
 from koinon.aggregators._norms import all_finite
+from koinon.aggregators._rows import to_value
 from koinon.aggregators._secure_field import share_of
 from koinon.computation import (
     federated_broadcast,
@@ -43,7 +44,6 @@ from koinon.types import (
     at_clients,
     preorder_types,
     register_container,
-    structure_from_tensor_type_tree,
 )
 
 # So many cohorts of one size are not drawn by Poisson sampling: a size of even ten clients hardly repeats so often.
@@ -209,8 +209,7 @@ class _Layout:
         shapes = [leaf.shape for leaf in leaves if leaf.shape is not None and None not in leaf.shape]
         if len(shapes) < len(leaves):
             raise KoinonTypeError("Differential privacy needs values of known shapes.", found=value_type)
-        self._shapes = [tuple(size or 0 for size in shape) for shape in shapes]
-        self.size = sum(map(math.prod, self._shapes))
+        self.size = sum(math.prod(size or 0 for size in shape) for shape in shapes)
         if self.size == 0:
             raise KoinonTypeError("There is nothing to aggregate.", found=value_type)
 
@@ -220,8 +219,7 @@ class _Layout:
 
     def unflatten(self, vector: jax.Array) -> Any:
         """The value that a vector stands for."""
-        arrays = iter(unraveled(vector, self._shapes))
-        return structure_from_tensor_type_tree(lambda type_: next(arrays).astype(type_.dtype), self._type)
+        return to_value(self._type, vector)
 
 
 class _Spending:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon._jax import greatest
+from koinon._jax import extremes
 from koinon.aggregators._compressor import Compressor, pack_codes, unpack_codes
 from koinon.aggregators._norms import global_inf_norm, global_l2_norm
 
@@ -88,7 +88,7 @@ class UniformQuantizer(Compressor):
 
     def encode(self, vector: jax.Array, key: jax.Array) -> UniformMessage:
         """See `Compressor.encode`."""
-        low, high = (-greatest(-vector), greatest(vector)) if vector.size else (jnp.float32(0.0), jnp.float32(0.0))
+        low, high = extremes(vector) if vector.size else (jnp.float32(0.0), jnp.float32(0.0))
         scale = _moderating(jnp.maximum(jnp.abs(low), jnp.abs(high)))
         range_ = high * scale - low * scale
         position = (vector * scale - low * scale) / jnp.where(range_ > 0, range_, 1.0) * self._levels

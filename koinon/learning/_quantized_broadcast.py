@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from koinon._errors import KoinonTypeError, KoinonValueError
-from koinon._jax import greatest
+from koinon._jax import extremes
 from koinon.aggregators._compressor import leaf_bytes, pack_codes, unpack_codes
 from koinon.computation import federated_broadcast, federated_computation, federated_eval, federated_map
 from koinon.learning._distribute import DistributionProcess
@@ -140,7 +140,7 @@ def build_quantized_broadcast_process(
 
 def _encode(leaf: Any, bits: int, key: Any) -> QuantizedLeaf:
     values = leaf.astype(jnp.float32).ravel()
-    low, high = -greatest(-values), greatest(values)
+    low, high = extremes(values)
     step = (high - low) / (2**bits - 1)
     shift = 0.5 if key is None else jax.random.uniform(key, values.shape)
     levels = jnp.floor((values - low) / jnp.where(step > 0, step, 1) + shift)

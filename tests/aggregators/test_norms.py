@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from koinon._jax import greatest
+from koinon._jax import extremes, greatest
 from koinon.aggregators._norms import all_finite, global_inf_norm, global_l1_norm, global_l2_norm
 
 arrays = hnp.arrays(
@@ -53,6 +53,16 @@ def test_a_norm_overlooks_no_nan(size, norm):
     for place in (0, size // 2, size - 1):
         assert np.isnan(jax.jit(norm)(values.at[place].set(jnp.nan)))
     assert np.isnan(jax.jit(norm)(jnp.full(size, jnp.nan)))
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_the_extremes_are_those_of_numpy_and_nan_where_one_is(size):
+    """Both of them, wherever the NaN is."""
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)
+
+    assert [float(end) for end in jax.jit(extremes)(values)] == [values.min(), values.max()]
+    for place in (0, size // 2, size - 1):
+        assert np.isnan(jax.jit(extremes)(jnp.asarray(values).at[place].set(jnp.nan))).all()
 
 
 def test_leaves_of_several_dtypes_are_measured_in_float32():
